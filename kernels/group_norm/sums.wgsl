@@ -1,0 +1,41 @@
+// Group norm, 1 of 3: mean and sum of squared deviations of each channel over a chunk of pixels.
+// One thread for four channels of one chunk; neighbours take neighbouring channels. Two sources in place of a concatenation.
+alias elem4 = vec4<f32>;
+const TWO_SOURCES: bool = false;
+
+struct Dims { batch: u32, pixels: u32, x4: u32, y4: u32, chunks: u32, chunk: u32 }
+
+@group(0) @binding(0) var<storage, read> x: array<elem4>;               // [B, pixels, x4]
+@group(0) @binding(1) var<storage, read> y: array<elem4>;               // [B, pixels, y4]
+@group(0) @binding(2) var<storage, read_write> sums: array<vec4<f32>>;  // [B, chunks, x4 + y4, 2]: mean, squared deviations
+@group(0) @binding(3) var<uniform> dims: Dims;
+
+fn load(pixel: u32, c4: u32) -> vec4<f32> {
+    if (TWO_SOURCES && c4 >= dims.x4) { return vec4<f32>(y[pixel * dims.y4 + c4 - dims.x4]); }
+    return vec4<f32>(x[pixel * dims.x4 + c4]);
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let index = linear_index(id);
+    let c4s = dims.x4 + dims.y4;
+    if (index >= dims.batch * dims.chunks * c4s) { return; }
+    let c4 = index % c4s;
+    let chunk = index / c4s % dims.chunks;
+    let batch = index / c4s / dims.chunks;
+    let first = chunk * dims.chunk;
+    let count = min(dims.chunk, dims.pixels - first);
+    let base = batch * dims.pixels + first;
+    // Deviations from the chunk's first pixel: no cancellation where the mean is large against the spread.
+    let origin = load(base, c4);
+    var sum = vec4<f32>(0.0);
+    var squares = vec4<f32>(0.0);
+    for (var i = 1u; i < count; i++) {
+        let d = load(base + i, c4) - origin;
+        sum += d;
+        squares += d * d;
+    }
+    let mean = sum / f32(count);
+    sums[index * 2u] = origin + mean;
+    sums[index * 2u + 1u] = max(squares - sum * mean, vec4<f32>(0.0));
+}

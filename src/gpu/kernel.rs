@@ -1,0 +1,264 @@
+//! The kernel loader: plain WGSL files whose head constants and aliases are replaced by name, compiled once per text.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::device::{Gpu, lock};
+use crate::error::{Error, Result};
+
+/// A WGSL file of `kernels/`, with the library files that are appended to it (so that its own lines keep their numbers).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Path under `kernels/`, as in messages: `matmul/tile.wgsl`.
+    pub path: &'static str,
+    /// The file's text.
+    pub text: &'static str,
+    /// Files of `kernels/lib/` that it uses, appended in order.
+    pub libs: &'static [(&'static str, &'static str)],
+}
+
+/// What replaces a head `const` or `alias`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// `const NAME: u32 = …u;`
+    U32(u32),
+    /// `const NAME: bool = …;`
+    Bool(bool),
+    /// `alias NAME = …;`
+    Type(&'static str),
+}
+
+/// Which compiler will read the text; they disagree on `enable` lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// naga 30 (native wgpu, Firefox): refuses `enable subgroups;`.
+    Naga,
+    /// Dawn and WebKit, by the standard.
+    Browser,
+}
+
+impl Dialect {
+    /// The dialect of the wgpu backend that this crate is built for.
+    pub const HERE: Dialect = if cfg!(target_arch = "wasm32") { Dialect::Browser } else { Dialect::Naga };
+}
+
+/// A kernel with its head values: everything that determines the compiled text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// The file.
+    pub source: &'static Source,
+    /// More library files, chosen by element type; appended last.
+    pub libs: Vec<&'static Source>,
+    /// Values for head names, in any order.
+    pub head: Vec<(&'static str, Value)>,
+}
+
+impl Kernel {
+    /// The WGSL text for a compiler. Line n of the text is line n of the kernel's file, as long as it has that many.
+    ///
+    /// # Panics
+    /// If a head name is not declared exactly once in the text: our fault, caught by the kernel-text tests.
+    pub fn compose(&self, dialect: Dialect) -> String {
+        let text: String = self.files().map(|(_, text)| text).collect();
+        let mut replaced = vec![false; self.head.len()];
+        let lines: Vec<Cow<'_, str>> = text
+            .lines()
+            .map(|line| match self.head.iter().position(|(name, _)| declares(line, name)) {
+                Some(i) => {
+                    assert!(!replaced[i], "{}: head name {} is declared twice", self.source.path, self.head[i].0);
+                    replaced[i] = true;
+                    Cow::Owned(declaration(self.head[i].0, &self.head[i].1))
+                }
+                None => Cow::Borrowed(line),
+            })
+            .collect();
+        for (done, (name, _)) in replaced.iter().zip(&self.head) {
+            assert!(done, "{}: no head const or alias is named {name}", self.source.path);
+        }
+        let f16 = self.head.iter().any(|(_, value)| matches!(value, Value::Type(t) if t.contains("f16")));
+        let subgroups = self.source.text.contains("subgroup") && dialect == Dialect::Browser;
+        let mut enable = String::new();
+        enable.push_str(if f16 { "enable f16; " } else { "" });
+        enable.push_str(if subgroups { "enable subgroups; " } else { "" });
+        // On line 1, in front of the file's own first comment: line numbers stay.
+        enable + &lines.join("\n") + "\n"
+    }
+
+    /// Path and text of the kernel's file and of its libraries, in the order of the composed text.
+    fn files(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let own = std::iter::once((self.source.path, self.source.text)).chain(self.source.libs.iter().copied());
+        own.chain(self.libs.iter().map(|lib| (lib.path, lib.text)))
+    }
+
+    /// `file:line` of a 1-based line of the composed text.
+    pub fn locate(&self, line: usize) -> String {
+        let mut line = line;
+        for (path, text) in self.files() {
+            let lines = text.lines().count();
+            if line <= lines {
+                return format!("kernels/{path}:{line}");
+            }
+            line -= lines;
+        }
+        format!("kernels/{}", self.source.path)
+    }
+}
+
+/// Is `line` the declaration of the head name? (`const NAME:`, `const NAME =`, or `alias NAME =` at its start)
+fn declares(line: &str, name: &str) -> bool {
+    let Some(rest) = line.strip_prefix("const ").or_else(|| line.strip_prefix("alias ")) else { return false };
+    rest.strip_prefix(name).is_some_and(|rest| rest.starts_with([':', ' ', '=']))
+}
+
+fn declaration(name: &str, value: &Value) -> String {
+    match value {
+        Value::U32(v) => format!("const {name}: u32 = {v}u;"),
+        Value::Bool(v) => format!("const {name}: bool = {v};"),
+        Value::Type(v) => format!("alias {name} = {v};"),
+    }
+}
+
+/// How a pipeline's bindings look: `reads` storage buffers, `writes` storage buffers, then the dims uniform, in group 0;
+/// the step's scalars (uniform, dynamic offset) in group 1 if `step`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Read-only storage buffers.
+    pub reads: usize,
+    /// Read-write storage buffers.
+    pub writes: usize,
+    /// Does the kernel read the step's scalars?
+    pub step: bool,
+}
+
+/// A compiled kernel.
+pub struct Pipeline {
+    pub(super) raw: wgpu::ComputePipeline,
+    pub(super) layout: wgpu::BindGroupLayout,
+}
+
+/// Bytes of one slot of the step's scalars; also a legal dynamic offset on every device.
+pub const STEP_SLOT: u64 = 256;
+
+impl Gpu {
+    /// Compile a kernel, or find it compiled. In a validation scope.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the kernel's file and line if the compiler refuses it.
+    pub(super) async fn pipeline(&self, kernel: &Kernel, interface: Interface) -> Result<Arc<Pipeline>> {
+        let text = kernel.compose(Dialect::HERE);
+        if let Some(found) = lock(&self.inner.pipelines).get(&text) {
+            return Ok(found.clone());
+        }
+        let device = &self.inner.device;
+        let (module, pipeline, error) = {
+            let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+            let module = create_module(device, kernel, &text);
+            let pipeline = create_pipeline(device, kernel, interface, &module);
+            (module, pipeline, scope.pop())
+        };
+        if let Some(error) = error.await {
+            let info = module.get_compilation_info().await;
+            let message = info.messages.iter().find(|m| m.message_type == wgpu::CompilationMessageType::Error);
+            let line = message.and_then(|m| m.location).map_or(1, |l| l.line_number as usize);
+            let reason = message.map_or_else(|| error.to_string(), |m| m.message.clone());
+            return Err(self.refused(kernel.locate(line), &reason));
+        }
+        let pipeline = Arc::new(pipeline);
+        lock(&self.inner.pipelines).insert(text, pipeline.clone());
+        Ok(pipeline)
+    }
+}
+
+#[allow(unsafe_code)]
+fn create_module(device: &wgpu::Device, kernel: &Kernel, text: &str) -> wgpu::ShaderModule {
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(kernel.source.path),
+        source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(text)),
+    };
+    // SAFETY: our kernels guard every index by their dims and bound every loop (tests run each against a reference, and
+    // the kernel-text test composes all of them); the checks left out cost up to a third of a short kernel.
+    unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+}
+
+fn create_pipeline(device: &wgpu::Device, kernel: &Kernel, interface: Interface, module: &wgpu::ShaderModule) -> Pipeline {
+    let entry = |binding: usize, ty, dynamic| wgpu::BindGroupLayoutEntry {
+        binding: binding as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: dynamic, min_binding_size: None },
+        count: None,
+    };
+    let mut entries: Vec<_> = (0..interface.reads + interface.writes)
+        .map(|i| entry(i, wgpu::BufferBindingType::Storage { read_only: i < interface.reads }, false))
+        .collect();
+    entries.push(entry(entries.len(), wgpu::BufferBindingType::Uniform, false));
+    let label = Some(kernel.source.path);
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
+    let step = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some("step"),
+        entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
+    });
+    let both = [Some(&layout), Some(&step)];
+    let groups = if interface.step { &both[..] } else { &both[..1] };
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label,
+        bind_group_layouts: groups,
+        immediate_size: 0,
+    });
+    let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label,
+        layout: Some(&pipeline_layout),
+        module,
+        entry_point: Some("main"),
+        // The kernels write workgroup memory before they read it.
+        compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() },
+        cache: None,
+    });
+    Pipeline { raw, layout }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static LIB: &[(&str, &str)] = &[("lib/a.wgsl", "// lib\nfn twice(x: f32) -> f32 { return x + x; }\n")];
+    static SOURCE: Source = Source {
+        path: "op/method.wgsl",
+        text: "// What it does.\nconst TILE: u32 = 4u;\nalias elem = f32;\nfn f() {}\n",
+        libs: LIB,
+    };
+
+    fn kernel(head: Vec<(&'static str, Value)>) -> Kernel {
+        Kernel { source: &SOURCE, libs: vec![], head }
+    }
+
+    #[test]
+    fn head_names_are_replaced_and_lines_kept() {
+        let text = kernel(vec![("TILE", Value::U32(8)), ("elem", Value::Type("f16"))]).compose(Dialect::Naga);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "enable f16; // What it does.");
+        assert_eq!(lines[1], "const TILE: u32 = 8u;");
+        assert_eq!(lines[2], "alias elem = f16;");
+    }
+
+    #[test]
+    #[should_panic(expected = "no head const or alias is named TILES")]
+    fn an_unknown_name_is_refused() {
+        kernel(vec![("TILES", Value::U32(8))]).compose(Dialect::Naga);
+    }
+
+    #[test]
+    fn lines_are_located_in_file_and_library() {
+        assert_eq!(kernel(vec![]).locate(3), "kernels/op/method.wgsl:3");
+        assert_eq!(kernel(vec![]).locate(6), "kernels/lib/a.wgsl:2");
+    }
+
+    #[test]
+    fn a_broken_kernel_is_told_by_file_and_line() {
+        static BROKEN: Source = Source { path: "op/broken.wgsl", text: "// Broken.\n\nfn main( {}\n", libs: &[] };
+        let gpu = pollster::block_on(Gpu::noop(&super::super::device::NoopProfile::BROWSER)).expect("noop");
+        let kernel = Kernel { source: &BROKEN, libs: vec![], head: vec![] };
+        let error = pollster::block_on(gpu.pipeline(&kernel, Interface { reads: 0, writes: 1, step: false }));
+        let text = error.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(text.contains("kernels/op/broken.wgsl:3"), "{text}");
+    }
+}

@@ -1,0 +1,453 @@
+//! The runner: buffers, compiled programs, and the one encoder. Bind groups are made once, a step is one pass and one
+//! submit, timestamps per op on request, readback is awaited.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::device::{Gpu, signal};
+use super::graph::{Graph, Node, Place, Tensor};
+use super::kernel::{Pipeline, STEP_SLOT};
+use super::plan::{Lifetime, Plan, plan};
+use crate::error::{Error, Result};
+
+/// A buffer in device memory, counted in [`Gpu::memory_in_use`]; freed with its last clone.
+#[derive(Clone)]
+pub struct Buffer(Arc<Owned>);
+
+struct Owned {
+    gpu: Gpu,
+    raw: wgpu::Buffer,
+    bytes: u64,
+    id: u64,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.raw.destroy();
+        self.gpu.count(-(self.bytes as i64));
+    }
+}
+
+impl Buffer {
+    pub(super) fn new(gpu: Gpu, raw: wgpu::Buffer, bytes: u64) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        gpu.count(bytes as i64);
+        Buffer(Arc::new(Owned { gpu, raw, bytes, id: NEXT.fetch_add(1, Ordering::Relaxed) }))
+    }
+
+    /// Size in bytes (the size asked for, rounded up to 16).
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes
+    }
+
+    /// Write from the start; takes effect before the next submit.
+    pub fn write<T: bytemuck::NoUninit>(&self, data: &[T]) {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        assert!(bytes.len() as u64 <= self.bytes(), "writing {} bytes into a buffer of {}", bytes.len(), self.bytes());
+        self.0.gpu.inner.queue.write_buffer(&self.0.raw, 0, bytes);
+    }
+
+    /// Read the first `count` elements back, when everything submitted so far is done.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], [`Error::OutOfMemory`].
+    pub async fn read<T: bytemuck::AnyBitPattern>(&self, count: usize) -> Result<Vec<T>> {
+        let gpu = &self.0.gpu;
+        let bytes = (count * size_of::<T>()) as u64;
+        assert!(bytes <= self.bytes(), "reading {bytes} bytes from a buffer of {}", self.bytes());
+        let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
+        let staging = gpu.create_buffer("readback", bytes, usage).await?;
+        let mut encoder = gpu.inner.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(&self.0.raw, 0, &staging.0.raw, 0, bytes.next_multiple_of(4));
+        gpu.inner.queue.submit([encoder.finish()]);
+        let (signal, mapped) = signal();
+        staging.0.raw.map_async(wgpu::MapMode::Read, .., move |result| signal.set(result));
+        gpu.drive();
+        let mapped = mapped.await;
+        gpu.check_alive()?;
+        match mapped {
+            Some(Ok(())) => {}
+            Some(Err(e)) => return Err(Error::DeviceLost { device: gpu.caps().name.clone(), reason: e.to_string() }),
+            None => return Err(gpu.lost_silently()),
+        }
+        let view = staging.0.raw.get_mapped_range(..bytes).map_err(|e| gpu.refused("a readback".into(), &e))?;
+        Ok(view.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect())
+    }
+}
+
+impl Gpu {
+    /// A storage buffer for tensors, weights or scalars.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`], [`Error::OutOfMemory`].
+    pub async fn storage(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        use wgpu::BufferUsages as Use;
+        self.create_buffer(label, bytes, Use::STORAGE | Use::COPY_DST | Use::COPY_SRC).await
+    }
+
+    /// A storage buffer filled with `data`.
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub async fn upload<T: bytemuck::NoUninit>(&self, label: &str, data: &[T]) -> Result<Buffer> {
+        let buffer = self.storage(label, size_of_val(data) as u64).await?;
+        buffer.write(data);
+        Ok(buffer)
+    }
+
+    /// The scalars of all steps of a run, one slot of [`STEP_SLOT`] bytes each.
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub async fn steps<T: bytemuck::NoUninit>(&self, slots: &[T]) -> Result<Steps> {
+        assert!(size_of::<T>() as u64 <= STEP_SLOT, "step scalars of {} bytes", size_of::<T>());
+        let mut bytes = vec![0u8; slots.len().max(1) * STEP_SLOT as usize];
+        for (slot, room) in slots.iter().zip(bytes.chunks_exact_mut(STEP_SLOT as usize)) {
+            room[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(slot));
+        }
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.create_buffer("step scalars", bytes.len() as u64, usage).await?;
+        buffer.write(&bytes);
+        let device = &self.inner.device;
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some("step"),
+            entries: &[wgpu::BindGroupLayoutEntry {
+                binding: 0,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Uniform,
+                    has_dynamic_offset: true,
+                    min_binding_size: None,
+                },
+                count: None,
+            }],
+        });
+        let binding =
+            wgpu::BufferBinding { buffer: &buffer.0.raw, offset: 0, size: wgpu::BufferSize::new(STEP_SLOT) };
+        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("step"),
+            layout: &layout,
+            entries: &[wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) }],
+        });
+        Ok(Steps { group, _buffer: buffer })
+    }
+}
+
+/// The scalars of all steps, bound with a dynamic offset.
+pub struct Steps {
+    group: wgpu::BindGroup,
+    _buffer: Buffer,
+}
+
+/// What one dispatch needs at encoding time.
+struct Ready {
+    pipeline: Arc<Pipeline>,
+    /// `None` if it binds an argument: then the group is made at the first run with those buffers.
+    group: Option<wgpu::BindGroup>,
+}
+
+/// A planned graph with its pipelines, buffers and bind groups, ready to be replayed.
+pub struct Program {
+    gpu: Gpu,
+    graph: Graph,
+    plan: Plan,
+    slot_of: Vec<Option<usize>>,
+    slots: Vec<Buffer>,
+    dims: Buffer,
+    ready: Vec<Ready>,
+    groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
+}
+
+/// Lifetimes of a graph's planned tensors, and which tensor each belongs to.
+fn lifetimes(graph: &Graph) -> (Vec<Lifetime>, Vec<usize>) {
+    let mut spans: Vec<Option<(usize, usize)>> = vec![None; graph.tensors.len()];
+    for (at, node) in graph.nodes.iter().enumerate() {
+        for tensor in node.reads.iter().chain(&node.writes) {
+            let span = spans[tensor.id as usize].get_or_insert((at, at));
+            span.1 = at;
+        }
+    }
+    let planned = |(i, span): (usize, &Option<(usize, usize)>)| match (&graph.tensors[i].place, span) {
+        (Place::Slot, Some((first, last))) => {
+            Some((Lifetime { bytes: graph.tensors[i].tensor.bytes(), first: *first, last: *last }, i))
+        }
+        _ => None,
+    };
+    spans.iter().enumerate().filter_map(planned).unzip()
+}
+
+impl Graph {
+    /// The plan of this graph: slots for its activations. Pure.
+    pub fn plan(&self) -> Plan {
+        plan(&lifetimes(self).0)
+    }
+
+    /// Bytes that a [`Program`] of this graph will allocate: slots and dims. Weights and other bound buffers exist already.
+    pub fn planned_bytes(&self, uniform_alignment: u32) -> u64 {
+        let slots = self.plan().slots.iter().map(|s| s.max(&16).next_multiple_of(16)).sum::<u64>();
+        slots + dims_offsets(self, uniform_alignment).1
+    }
+}
+
+/// Byte offset of each node's dims in the one dims buffer, and its size.
+fn dims_offsets(graph: &Graph, alignment: u32) -> (Vec<u64>, u64) {
+    let mut end = 0;
+    let offsets = graph.nodes.iter().map(|node| {
+        let at = u64::next_multiple_of(end, u64::from(alignment));
+        end = at + (node.dims.len() as u64 * 4).next_multiple_of(16);
+        at
+    });
+    (offsets.collect(), end.max(16))
+}
+
+impl Program {
+    /// Plan, check against the device, compile, allocate, bind.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] before anything is allocated; [`Error::OutOfMemory`]; [`Error::Device`].
+    pub async fn new(gpu: &Gpu, graph: Graph) -> Result<Program> {
+        let (lives, owners) = lifetimes(&graph);
+        let plan = plan(&lives);
+        for &i in &owners {
+            let info = &graph.tensors[i];
+            gpu.check_size(&format!("{} of shape {:?}", info.label, info.tensor.dims), info.tensor.bytes())?;
+        }
+        gpu.check_memory("this picture", graph.planned_bytes(gpu.caps().uniform_alignment))?;
+        let mut slot_of = vec![None; graph.tensors.len()];
+        for (life, &i) in owners.iter().enumerate() {
+            slot_of[i] = Some(plan.slot_of[life]);
+        }
+        let mut slots = Vec::new();
+        for &bytes in &plan.slots {
+            slots.push(gpu.storage("activations", bytes).await?);
+        }
+        let (offsets, size) = dims_offsets(&graph, gpu.caps().uniform_alignment);
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let dims = gpu.create_buffer("dims", size, usage).await?;
+        let mut words = vec![0u32; dims.bytes() as usize / 4];
+        for (node, &offset) in graph.nodes.iter().zip(&offsets) {
+            words[offset as usize / 4..][..node.dims.len()].copy_from_slice(&node.dims);
+        }
+        dims.write(&words);
+        let mut program = Program { gpu: gpu.clone(), graph, plan, slot_of, slots, dims, ready: Vec::new(), groups: HashMap::new() };
+        for (at, &offset) in offsets.iter().enumerate() {
+            let node = &program.graph.nodes[at];
+            let pipeline = gpu.pipeline(&node.kernel, node.interface()).await?;
+            let group = match program.has_arguments(node) {
+                true => None,
+                false => Some(program.bind_group(at, offset, &pipeline, &[]).await?),
+            };
+            program.ready.push(Ready { pipeline, group });
+        }
+        Ok(program)
+    }
+
+    /// Bytes of the planned slots.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The recording.
+    pub fn nodes(&self) -> &[Node] {
+        &self.graph.nodes
+    }
+
+    fn has_arguments(&self, node: &Node) -> bool {
+        let is_argument = |t: &Tensor| matches!(self.graph.tensors[t.id as usize].place, Place::Argument(_));
+        node.reads.iter().chain(&node.writes).any(is_argument)
+    }
+
+    fn buffer<'a>(&'a self, tensor: &Tensor, arguments: &'a [&'a Buffer]) -> &'a Buffer {
+        let info = &self.graph.tensors[tensor.id as usize];
+        match &info.place {
+            Place::Buffer(buffer) => buffer,
+            Place::Argument(position) => arguments[*position],
+            Place::Slot => match self.slot_of[tensor.id as usize] {
+                Some(slot) => &self.slots[slot],
+                None => unreachable!("tensor {} is bound, so it has a slot", info.label),
+            },
+        }
+    }
+
+    /// The bind group of node `at`, in a validation scope.
+    async fn bind_group(&self, at: usize, offset: u64, pipeline: &Pipeline, arguments: &[&Buffer]) -> Result<wgpu::BindGroup> {
+        let node = &self.graph.nodes[at];
+        let tensors = || node.reads.iter().chain(&node.writes);
+        let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
+        let mut resources: Vec<wgpu::BindingResource<'_>> =
+            tensors().map(|t| self.buffer(t, arguments).0.raw.as_entire_binding()).collect();
+        resources.push(wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.dims.0.raw,
+            offset,
+            size: wgpu::BufferSize::new((node.dims.len() as u64 * 4).next_multiple_of(16)),
+        }));
+        let entries: Vec<_> = resources.into_iter().enumerate().map(entry).collect();
+        let device = &self.gpu.inner.device;
+        let (group, error) = {
+            let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+            let descriptor =
+                wgpu::BindGroupDescriptor { label: Some(node.op), layout: &pipeline.layout, entries: &entries };
+            (device.create_bind_group(&descriptor), scope.pop())
+        };
+        match error.await {
+            Some(error) => Err(self.gpu.refused(format!("{}/{} {}", node.op, node.variant, node.shapes()), &error)),
+            None => Ok(group),
+        }
+    }
+
+    /// Make the bind groups for these arguments, if they are new; they are kept.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub async fn prepare(&mut self, arguments: &[&Buffer]) -> Result<()> {
+        assert_eq!(arguments.len(), self.graph.arguments, "arguments of a program");
+        let offsets = dims_offsets(&self.graph, self.gpu.caps().uniform_alignment).0;
+        let key: Vec<u64> = arguments.iter().map(|b| b.0.id).collect();
+        for at in 0..self.ready.len() {
+            if self.ready[at].group.is_none() && !self.groups.contains_key(&(at, key.clone())) {
+                let pipeline = self.ready[at].pipeline.clone();
+                let group = self.bind_group(at, offsets[at], &pipeline, arguments).await?;
+                self.groups.insert((at, key.clone()), group);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One step being encoded: any number of programs, one pass, one submit.
+pub struct Recording {
+    gpu: Gpu,
+    encoder: wgpu::CommandEncoder,
+    pass: Option<wgpu::ComputePass<'static>>,
+    timed: Option<Timed>,
+}
+
+/// Timestamps of the recording: one pass per dispatch instead of one for all.
+struct Timed {
+    queries: wgpu::QuerySet,
+    ops: Vec<(&'static str, &'static str, String, u64)>,
+}
+
+/// Queries of one set; wgpu allows no more.
+const MAX_QUERIES: u32 = 4096;
+
+impl Gpu {
+    /// Begin a step. With `timed`, every dispatch gets a pass of its own with timestamps (slower).
+    pub fn record(&self, timed: bool) -> Recording {
+        let device = &self.inner.device;
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") });
+        let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: MAX_QUERIES };
+        let timed = (timed && self.caps().timestamps)
+            .then(|| Timed { queries: device.create_query_set(&descriptor), ops: Vec::new() });
+        let pass = match timed {
+            Some(_) => None,
+            None => Some(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime()),
+        };
+        Recording { gpu: self.clone(), encoder, pass, timed }
+    }
+}
+
+impl Recording {
+    /// Encode a program with slot `step` of the scalars. [`Program::prepare`] must have seen these arguments.
+    pub fn run(&mut self, program: &Program, arguments: &[&Buffer], steps: &Steps, step: usize) {
+        let key: Vec<u64> = arguments.iter().map(|b| b.0.id).collect();
+        for (at, (node, ready)) in program.graph.nodes.iter().zip(&program.ready).enumerate() {
+            let group = ready.group.as_ref().or_else(|| program.groups.get(&(at, key.clone())));
+            let Some(group) = group else { unreachable!("{}: prepare was not called with these arguments", node.op) };
+            let offset = [(step as u64 * STEP_SLOT) as u32];
+            let encode = |pass: &mut wgpu::ComputePass<'_>| {
+                pass.set_pipeline(&ready.pipeline.raw);
+                pass.set_bind_group(0, group, &[]);
+                if node.step {
+                    pass.set_bind_group(1, &steps.group, &offset);
+                }
+                pass.dispatch_workgroups(node.grid[0], node.grid[1], node.grid[2]);
+            };
+            match (&mut self.pass, &mut self.timed) {
+                (Some(pass), _) => encode(pass),
+                (None, Some(timed)) => {
+                    let first = timed.ops.len() as u32 * 2;
+                    assert!(first + 1 < MAX_QUERIES, "a timed step has at most {} dispatches", MAX_QUERIES / 2);
+                    timed.ops.push((node.op, node.variant, node.shapes(), node.flops));
+                    let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
+                        query_set: &timed.queries,
+                        beginning_of_pass_write_index: Some(first),
+                        end_of_pass_write_index: Some(first + 1),
+                    });
+                    let descriptor = wgpu::ComputePassDescriptor { label: Some(node.op), timestamp_writes };
+                    encode(&mut self.encoder.begin_compute_pass(&descriptor));
+                }
+                (None, None) => unreachable!("a recording has a pass or timestamps"),
+            }
+        }
+    }
+
+    /// Submit the step. With timestamps, awaits them and adds them to `profile`.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub async fn submit(mut self, profile: Option<&mut Profile>) -> Result<()> {
+        drop(self.pass.take());
+        let gpu = self.gpu;
+        let Some(timed) = self.timed.filter(|timed| !timed.ops.is_empty()) else {
+            gpu.inner.queue.submit([self.encoder.finish()]);
+            return gpu.check_alive();
+        };
+        let count = timed.ops.len() * 2;
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let resolved = gpu.create_buffer("timestamps", count as u64 * 8, usage).await?;
+        self.encoder.resolve_query_set(&timed.queries, 0..count as u32, &resolved.0.raw, 0);
+        gpu.inner.queue.submit([self.encoder.finish()]);
+        let ticks: Vec<u64> = resolved.read(count).await?;
+        let period = f64::from(gpu.inner.queue.get_timestamp_period());
+        if let Some(profile) = profile {
+            for ((op, variant, shapes, flops), pair) in timed.ops.into_iter().zip(ticks.chunks_exact(2)) {
+                let nanoseconds = pair[1].saturating_sub(pair[0]) as f64 * period;
+                profile.add(op, variant, shapes, nanoseconds / 1e6, flops);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Device time by op, variant and shape.
+#[derive(Default)]
+pub struct Profile {
+    rows: HashMap<(&'static str, &'static str, String), ProfileRow>,
+}
+
+/// One row of the per-op table.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ProfileRow {
+    /// The operation.
+    pub op: &'static str,
+    /// The variant that ran.
+    pub variant: &'static str,
+    /// Shapes read and written.
+    pub shapes: String,
+    /// Dispatches.
+    pub count: u64,
+    /// Milliseconds on the device, together.
+    pub ms: f64,
+    /// Floating-point operations, together.
+    pub flops: u64,
+}
+
+impl Profile {
+    fn add(&mut self, op: &'static str, variant: &'static str, shapes: String, ms: f64, flops: u64) {
+        let row = self.rows.entry((op, variant, shapes.clone()));
+        let row = row.or_insert(ProfileRow { op, variant, shapes, count: 0, ms: 0.0, flops: 0 });
+        row.count += 1;
+        row.ms += ms;
+        row.flops += flops;
+    }
+
+    /// The rows, the slowest first.
+    pub fn rows(&self) -> Vec<ProfileRow> {
+        let mut rows: Vec<ProfileRow> = self.rows.values().cloned().collect();
+        rows.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+        rows
+    }
+}
+

@@ -1,0 +1,65 @@
+//! Guidance: one denoising as a recording. Samplers see only `denoised`, so every guidance works with every sampler.
+//!
+//! Classifier-free guidance (Ho & Salimans 2022) and self-attention guidance (Hong et al. 2023, "Improving Sample Quality of
+//! Diffusion Models Using Self-Attention Guidance"), with ComfyUI's semantics, which do not depend on what the model predicts.
+
+use crate::gpu::{Graph, Tensor};
+use crate::model::blocks::ContextKv;
+use crate::model::unet::UNet;
+use crate::ops::degrade::degrade;
+use crate::ops::guidance::{Degraded, guidance};
+use crate::ops::pack::pack;
+
+/// Which passes one denoising makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passes {
+    /// Also without the prompt (classifier-free guidance, or SAG's map).
+    pub uncond: bool,
+    /// A third pass on the degraded picture.
+    pub sag: bool,
+}
+
+impl Passes {
+    /// What these scales need. Scale 0 skips the third pass; cfg 1 without SAG needs no uncond.
+    pub fn of(cfg: f32, sag_scale: f32) -> Passes {
+        let sag = sag_scale != 0.0;
+        Passes { uncond: sag || cfg != 1.0, sag }
+    }
+
+    /// Prompts in the context: uncond and cond, or cond alone.
+    pub fn prompts(&self) -> u32 {
+        if self.uncond { 2 } else { 1 }
+    }
+}
+
+/// Tensors that a denoising reads and writes beside x.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Timesteps of all calls, [calls].
+    pub timesteps: Tensor,
+    /// [`UNet::context`] of [uncond, cond], or of [cond].
+    pub context: &'a [ContextKv],
+    /// Masks of all calls, [calls, B, 1, mask_stride]; read only with SAG.
+    pub mask: Option<Tensor>,
+}
+
+/// Record denoised = model(x) with its guidance; x and denoised [B, h, w, 4] f32.
+pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surroundings<'_>, denoised: Tensor) {
+    // 1. uncond and cond in one batch; the mid block's attention mass of uncond comes with it
+    let input = pack(g, x, passes.prompts());
+    let mass_of = passes.sag.then_some(x.batch());
+    let first = unet.forward(g, input, s.timesteps, 1, s.context, mass_of);
+
+    // 2. and 3. where uncond looks most: blur, re-noise, ask again without the prompt
+    let sag = first.mass.zip(s.mask).map(|(mass, mask)| {
+        let mid = unet.config.mid_size(x.height(), x.width());
+        let (degraded, renoised) = degrade(g, x, first.sample, mass, mid, mask);
+        let input = pack(g, renoised, 1);
+        let uncond: Vec<ContextKv> = s.context.iter().map(|kv| g.first(*kv)).collect();
+        let again = unet.forward(g, input, s.timesteps, 1, &uncond, None).sample;
+        Degraded { degraded, renoised, again }
+    });
+
+    // 4. denoised = cfg + s (degraded − D(renoised))
+    guidance(g, x, first.sample, sag, denoised);
+}

@@ -1,0 +1,204 @@
+//! The blocks that the networks share: residual block, transformer, and their parameters by checkpoint name.
+//!
+//! B batch, H W grid, C channels, T = H·W tokens, S context tokens, D context width.
+
+use crate::error::Result;
+use crate::gpu::{Graph, Tensor};
+use crate::ops::attention::{Attention, attention, attention_with_mass};
+use crate::ops::conv2d::{Taps, conv2d};
+use crate::ops::group_norm::group_norm;
+use crate::ops::layer_norm::layer_norm;
+use crate::ops::matmul::matmul;
+use crate::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm};
+use crate::weights::Loader;
+
+/// ResnetBlock2D: norm, SiLU, conv, + time embedding, norm, SiLU, conv, + shortcut.
+pub struct Resnet {
+    norm1: Norm,
+    conv1: Conv,
+    norm2: Norm,
+    conv2: Conv,
+    shortcut: Option<Conv>,
+    groups: u32,
+    /// First channel of this block in the rows of all time projections; none in the VAE.
+    time_offset: Option<u32>,
+}
+
+/// The rows of all blocks' time projections, [1, 1, R, Σ C_out] f32; conv1's biases are in them.
+#[derive(Clone, Copy)]
+pub struct TimeRows {
+    /// [1, 1, R, Σ C_out]
+    pub tensor: Tensor,
+}
+
+impl Resnet {
+    /// `channels` [in, out]; `time_offset`: see [`Resnet`].
+    ///
+    /// # Errors
+    /// Of the file, or of the device.
+    pub async fn load(
+        l: &mut Loader<'_>,
+        name: &str,
+        channels: [usize; 2],
+        groups: usize,
+        eps: f32,
+        time_offset: Option<u32>,
+    ) -> Result<Resnet> {
+        let [c_in, c_out] = channels;
+        let shortcut = match c_in == c_out {
+            true => None,
+            false => Some(l.conv(&format!("{name}.conv_shortcut"), c_in, c_out, 1).await?),
+        };
+        Ok(Resnet {
+            norm1: l.norm(&format!("{name}.norm1"), c_in, eps).await?,
+            conv1: l.conv(&format!("{name}.conv1"), c_in, c_out, 3).await?,
+            norm2: l.norm(&format!("{name}.norm2"), c_out, eps).await?,
+            conv2: l.conv(&format!("{name}.conv2"), c_out, c_out, 3).await?,
+            shortcut,
+            groups: groups as u32,
+            time_offset,
+        })
+    }
+
+    /// x [B, H, W, C], and `skip` [B, H, W, C'] beside it on the way up → [B, H, W, C_out].
+    pub fn forward(&self, g: &mut Graph, x: Tensor, skip: Option<Tensor>, time: Option<TimeRows>) -> Tensor {
+        let h = group_norm(g, x, skip, &self.norm1, self.groups, true);
+        let bias_rows = time.zip(self.time_offset).map(|(time, offset)| BiasRows {
+            tensor: time.tensor,
+            offset,
+            // One row for the whole batch, or one for each image.
+            rows: x.rows() / time.tensor.rows(),
+        });
+        let h = conv2d(g, h, None, &self.conv1, Taps::same(3), Epilogue { bias_rows, ..Default::default() });
+        let h = group_norm(g, h, None, &self.norm2, self.groups, true);
+        let residual = match &self.shortcut {
+            Some(conv) => conv2d(g, x, skip, conv, Taps::same(1), Epilogue::default()),
+            None => x,
+        };
+        conv2d(g, h, None, &self.conv2, Taps::same(3), Epilogue::add(residual))
+    }
+}
+
+/// Keys and values of one cross-attention for the prompts, [P, 1, S, 2·C]; computed once per prompt.
+pub type ContextKv = Tensor;
+
+/// BasicTransformerBlock: self-attention, cross-attention, feed-forward, each with norm before and residual after.
+pub struct TransformerBlock {
+    norm1: Norm,
+    qkv: Linear,
+    out1: Linear,
+    norm2: Norm,
+    q: Linear,
+    /// Context D → [k, v].
+    pub kv: Linear,
+    out2: Linear,
+    norm3: Norm,
+    up: Linear,
+    down: Linear,
+    heads: u32,
+}
+
+impl TransformerBlock {
+    async fn load(l: &mut Loader<'_>, name: &str, channels: usize, heads: usize, cross_dim: usize) -> Result<Self> {
+        let c = channels;
+        let projections = |attn: &str, which: &[&str]| -> Vec<String> {
+            which.iter().map(|w| format!("{name}.{attn}.to_{w}")).collect()
+        };
+        Ok(TransformerBlock {
+            norm1: l.norm(&format!("{name}.norm1"), c, 1e-5).await?,
+            qkv: l.fused(&projections("attn1", &["q", "k", "v"]), c, &[c; 3], false).await?,
+            out1: l.linear(&format!("{name}.attn1.to_out.0"), c, c, true).await?,
+            norm2: l.norm(&format!("{name}.norm2"), c, 1e-5).await?,
+            q: l.linear(&format!("{name}.attn2.to_q"), c, c, false).await?,
+            kv: l.fused(&projections("attn2", &["k", "v"]), cross_dim, &[c; 2], false).await?,
+            out2: l.linear(&format!("{name}.attn2.to_out.0"), c, c, true).await?,
+            norm3: l.norm(&format!("{name}.norm3"), c, 1e-5).await?,
+            up: l.geglu(&format!("{name}.ff.net.0.proj"), c, 4 * c).await?,
+            down: l.linear(&format!("{name}.ff.net.2"), 4 * c, c, true).await?,
+            heads: heads as u32,
+        })
+    }
+
+    /// x [B, 1, T, C] → the same; with `mass_of` also the self-attention's mass per key of that many first images.
+    fn forward(&self, g: &mut Graph, x: Tensor, kv: ContextKv, mass_of: Option<u32>) -> (Tensor, Option<Tensor>) {
+        let h = layer_norm(g, x, &self.norm1);
+        let qkv = matmul(g, h, &self.qkv, Epilogue::default());
+        let own = Attention::fused(qkv, self.heads);
+        let (h, mass) = match mass_of {
+            Some(batch) => {
+                let (h, mass) = attention_with_mass(g, &own, batch);
+                (h, Some(mass))
+            }
+            None => (attention(g, &own), None),
+        };
+        let x = matmul(g, h, &self.out1, Epilogue::add(x));
+
+        let h = layer_norm(g, x, &self.norm2);
+        let q = matmul(g, h, &self.q, Epilogue::default());
+        let h = attention(g, &Attention::cross(q, kv, self.heads));
+        let x = matmul(g, h, &self.out2, Epilogue::add(x));
+
+        let h = layer_norm(g, x, &self.norm3);
+        let h = matmul(g, h, &self.up, Epilogue::act(Activation::Geglu));
+        (matmul(g, h, &self.down, Epilogue::add(x)), mass)
+    }
+}
+
+/// Transformer2DModel: norm, projection in, blocks, projection out, + input.
+pub struct Transformer {
+    norm: Norm,
+    proj_in: Linear,
+    /// The blocks, in order.
+    pub blocks: Vec<TransformerBlock>,
+    proj_out: Linear,
+    groups: u32,
+}
+
+impl Transformer {
+    /// `depth` blocks of `heads` heads over `channels`, attending to a context of width `cross_dim`.
+    ///
+    /// # Errors
+    /// Of the file, or of the device.
+    pub async fn load(
+        l: &mut Loader<'_>,
+        name: &str,
+        channels: usize,
+        heads: usize,
+        depth: usize,
+        cross_dim: usize,
+        groups: usize,
+    ) -> Result<Transformer> {
+        let mut blocks = Vec::new();
+        for i in 0..depth {
+            blocks.push(TransformerBlock::load(l, &format!("{name}.transformer_blocks.{i}"), channels, heads, cross_dim).await?);
+        }
+        Ok(Transformer {
+            norm: l.norm(&format!("{name}.norm"), channels, 1e-6).await?,
+            proj_in: l.linear(&format!("{name}.proj_in"), channels, channels, true).await?,
+            blocks,
+            proj_out: l.linear(&format!("{name}.proj_out"), channels, channels, true).await?,
+            groups: groups as u32,
+        })
+    }
+
+    /// x [B, H, W, C] → the same; takes one context of `kv` for each block. With `mass_of` also the mass per key of the
+    /// first block's self-attention.
+    pub fn forward(
+        &self,
+        g: &mut Graph,
+        x: Tensor,
+        kv: &mut impl Iterator<Item = ContextKv>,
+        mass_of: Option<u32>,
+    ) -> (Tensor, Option<Tensor>) {
+        let h = group_norm(g, x, None, &self.norm, self.groups, false);
+        let mut h = matmul(g, h, &self.proj_in, Epilogue::default());
+        let mut mass = None;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let Some(kv) = kv.next() else { unreachable!("a context for every transformer block") };
+            let (next, block_mass) = block.forward(g, h, kv, mass_of.filter(|_| i == 0));
+            h = next;
+            mass = mass.or(block_mass);
+        }
+        (matmul(g, h, &self.proj_out, Epilogue::add(x)), mass)
+    }
+}

@@ -1,0 +1,457 @@
+//! What a model folder says about its networks. The only place that knows kinds of models; the networks see numbers.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// One value for all levels, or one each.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum PerLevel<T> {
+    /// The same everywhere.
+    One(T),
+    /// By level, outermost first.
+    Each(Vec<T>),
+}
+
+impl<T: Clone> PerLevel<T> {
+    fn expand(&self, levels: usize) -> Vec<T> {
+        match self {
+            PerLevel::One(value) => vec![value.clone(); levels],
+            PerLevel::Each(values) => values.clone(),
+        }
+    }
+}
+
+/// diffusers' UNet2DConditionModel config.json, the fields that decide what runs.
+#[derive(Clone, Debug, Deserialize)]
+struct RawUNet {
+    in_channels: usize,
+    out_channels: usize,
+    block_out_channels: Vec<usize>,
+    layers_per_block: PerLevel<usize>,
+    down_block_types: Vec<String>,
+    up_block_types: Vec<String>,
+    cross_attention_dim: PerLevel<usize>,
+    attention_head_dim: PerLevel<usize>,
+    #[serde(default)]
+    num_attention_heads: Option<PerLevel<usize>>,
+    #[serde(default)]
+    transformer_layers_per_block: Option<PerLevel<usize>>,
+    #[serde(default)]
+    use_linear_projection: bool,
+    #[serde(default = "groups")]
+    norm_num_groups: usize,
+    #[serde(default = "eps")]
+    norm_eps: f32,
+    #[serde(default = "yes")]
+    flip_sin_to_cos: bool,
+    #[serde(default)]
+    freq_shift: f32,
+    #[serde(default)]
+    sample_size: Option<usize>,
+    #[serde(flatten)]
+    rest: serde_json::Map<String, serde_json::Value>,
+}
+
+fn groups() -> usize {
+    32
+}
+
+fn eps() -> f32 {
+    1e-5
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// One level of the UNet.
+#[derive(Clone, Debug)]
+pub struct Level {
+    /// Channels.
+    pub channels: usize,
+    /// Residual blocks on the way down (one more on the way up).
+    pub layers: usize,
+    /// Transformer blocks in each transformer on the way down; none: no attention.
+    pub down_depth: Option<usize>,
+    /// The same on the way up.
+    pub up_depth: Option<usize>,
+    /// Heads.
+    pub heads: usize,
+}
+
+/// The UNet in numbers.
+#[derive(Clone, Debug)]
+pub struct UNetConfig {
+    /// Channels of the sample: 4, or 9 for inpaint models.
+    pub in_channels: usize,
+    /// Channels of the output.
+    pub out_channels: usize,
+    /// Levels, outermost first.
+    pub levels: Vec<Level>,
+    /// Transformer blocks in the mid block.
+    pub mid_depth: usize,
+    /// Width of the text context.
+    pub cross_dim: usize,
+    /// Groups of every group norm.
+    pub groups: usize,
+    /// Epsilon of the residual blocks' group norms.
+    pub eps: f32,
+    /// Time embedding: cosines first.
+    pub cos_first: bool,
+    /// Time embedding: shift of the frequencies.
+    pub freq_shift: f32,
+    /// The latent side that the model was trained for.
+    pub sample_size: usize,
+}
+
+fn unsupported(path: &Path, what: &str, expected: impl Into<String>, found: impl ToString) -> Error {
+    Error::Unsupported { path: path.to_owned(), what: what.into(), expected: expected.into(), found: found.to_string() }
+}
+
+/// Refuse keys that would change the computation; their neutral values are fine.
+fn refuse(path: &Path, rest: &serde_json::Map<String, serde_json::Value>, neutral: &[(&str, serde_json::Value)]) -> Result<()> {
+    for (key, fine) in neutral {
+        match rest.get(*key) {
+            None | Some(serde_json::Value::Null) => {}
+            Some(found) if found == fine => {}
+            Some(found) => return Err(unsupported(path, key, fine.to_string(), found)),
+        }
+    }
+    Ok(())
+}
+
+impl UNetConfig {
+    /// Parse the JSON of a UNet2DConditionModel.
+    ///
+    /// # Errors
+    /// [`Error::File`] if a field is missing, [`Error::Unsupported`] if it asks for what we do not run.
+    pub fn parse(path: &Path, json: &str) -> Result<UNetConfig> {
+        use serde_json::json;
+        let raw: RawUNet = parse(path, json)?;
+        let null = serde_json::Value::Null;
+        refuse(
+            path,
+            &raw.rest,
+            &[
+                ("act_fn", json!("silu")),
+                ("addition_embed_type", null.clone()),
+                ("attention_type", json!("default")),
+                ("center_input_sample", json!(false)),
+                ("class_embed_type", null.clone()),
+                ("conv_in_kernel", json!(3)),
+                ("conv_out_kernel", json!(3)),
+                ("cross_attention_norm", null.clone()),
+                ("downsample_padding", json!(1)),
+                ("dual_cross_attention", json!(false)),
+                ("encoder_hid_dim", null.clone()),
+                ("mid_block_only_cross_attention", null.clone()),
+                ("mid_block_scale_factor", json!(1)),
+                ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
+                ("only_cross_attention", json!(false)),
+                ("resnet_out_scale_factor", json!(1.0)),
+                ("resnet_skip_time_act", json!(false)),
+                ("resnet_time_scale_shift", json!("default")),
+                ("reverse_transformer_layers_per_block", null.clone()),
+                ("time_cond_proj_dim", null.clone()),
+                ("time_embedding_act_fn", null.clone()),
+                ("time_embedding_dim", null.clone()),
+                ("time_embedding_type", json!("positional")),
+                ("timestep_post_act", null),
+            ],
+        )?;
+        let n = raw.block_out_channels.len();
+        let layers = raw.layers_per_block.expand(n);
+        // diffusers' attention_head_dim counts heads; a config that has both names means the newer one.
+        let heads = raw.num_attention_heads.as_ref().unwrap_or(&raw.attention_head_dim).expand(n);
+        let depths = raw.transformer_layers_per_block.unwrap_or(PerLevel::One(1)).expand(n);
+        for (what, len) in [
+            ("layers_per_block", layers.len()),
+            ("attention_head_dim", heads.len()),
+            ("transformer_layers_per_block", depths.len()),
+            ("down_block_types", raw.down_block_types.len()),
+            ("up_block_types", raw.up_block_types.len()),
+        ] {
+            if len != n || n == 0 {
+                return Err(unsupported(path, what, format!("one entry for each of {n} levels"), len));
+            }
+        }
+        let PerLevel::One(cross_dim) = raw.cross_attention_dim else {
+            return Err(unsupported(path, "cross_attention_dim", "one number", "a list"));
+        };
+        let mut levels = Vec::new();
+        for i in 0..n {
+            let attention = |kind: &str, with: &str, without: &str| match kind {
+                kind if kind == with => Ok(Some(depths[i])),
+                kind if kind == without => Ok(None),
+                kind => Err(unsupported(path, "block type", format!("{with} or {without}"), kind)),
+            };
+            levels.push(Level {
+                channels: raw.block_out_channels[i],
+                layers: layers[i],
+                down_depth: attention(&raw.down_block_types[i], "CrossAttnDownBlock2D", "DownBlock2D")?,
+                up_depth: attention(&raw.up_block_types[n - 1 - i], "CrossAttnUpBlock2D", "UpBlock2D")?,
+                heads: heads[i],
+            });
+        }
+        let config = UNetConfig {
+            in_channels: raw.in_channels,
+            out_channels: raw.out_channels,
+            mid_depth: depths[n - 1],
+            levels,
+            cross_dim,
+            groups: raw.norm_num_groups,
+            eps: raw.norm_eps,
+            cos_first: raw.flip_sin_to_cos,
+            freq_shift: raw.freq_shift,
+            sample_size: raw.sample_size.unwrap_or(64),
+        };
+        config.check(path)?;
+        // Linear or convolutional projections have the same arithmetic; the loader takes both shapes of weights.
+        let _ = raw.use_linear_projection;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        if !self.cross_dim.is_multiple_of(4) {
+            return Err(unsupported(path, "cross_attention_dim", "a multiple of 4", self.cross_dim));
+        }
+        for level in &self.levels {
+            let Level { channels, heads, .. } = *level;
+            if channels == 0 || self.groups == 0 || !channels.is_multiple_of(4) || !channels.is_multiple_of(self.groups) {
+                let expected = format!("multiples of 4 and of norm_num_groups ({})", self.groups);
+                return Err(unsupported(path, "block_out_channels", expected, channels));
+            }
+            let attends = level.down_depth.is_some() || level.up_depth.is_some();
+            if attends && (heads == 0 || !channels.is_multiple_of(4 * heads)) {
+                return Err(unsupported(path, "attention_head_dim", format!("heads of a multiple of 4 in {channels} channels"), heads));
+            }
+        }
+        Ok(())
+    }
+
+    /// The mid block's grid for a latent of [h, w]: each down-sampling halves, rounded up.
+    pub fn mid_size(&self, h: u32, w: u32) -> [u32; 2] {
+        (1..self.levels.len()).fold([h, w], |size, _| size.map(|n| n.div_ceil(2)))
+    }
+}
+
+/// diffusers' AutoencoderKL config.json.
+#[derive(Clone, Debug, Deserialize)]
+pub struct VaeConfig {
+    /// Channels of the picture.
+    #[serde(default = "three")]
+    pub in_channels: usize,
+    /// Channels of the decoded picture.
+    #[serde(default = "three")]
+    pub out_channels: usize,
+    /// Channels of the latents.
+    #[serde(default = "four")]
+    pub latent_channels: usize,
+    /// Channels by level, outermost (full size) first.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks a level in the encoder (one more in the decoder).
+    #[serde(default = "one")]
+    pub layers_per_block: usize,
+    /// Groups of every group norm.
+    #[serde(default = "groups")]
+    pub norm_num_groups: usize,
+    /// Latents are multiplied by this for the UNet.
+    #[serde(default = "scaling")]
+    pub scaling_factor: f32,
+    /// A 1x1 convolution after the encoder?
+    #[serde(default = "yes")]
+    pub use_quant_conv: bool,
+    /// A 1x1 convolution before the decoder?
+    #[serde(default = "yes")]
+    pub use_post_quant_conv: bool,
+    #[serde(flatten)]
+    rest: serde_json::Map<String, serde_json::Value>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn three() -> usize {
+    3
+}
+
+fn four() -> usize {
+    4
+}
+
+fn scaling() -> f32 {
+    0.18215
+}
+
+impl VaeConfig {
+    /// Parse the JSON of an AutoencoderKL.
+    ///
+    /// # Errors
+    /// As [`UNetConfig::parse`].
+    pub fn parse(path: &Path, json: &str) -> Result<VaeConfig> {
+        use serde_json::json;
+        let config: VaeConfig = parse(path, json)?;
+        let null = serde_json::Value::Null;
+        let neutral = [
+            ("act_fn", json!("silu")),
+            ("mid_block_add_attention", json!(true)),
+            ("latents_mean", null.clone()),
+            ("latents_std", null.clone()),
+            ("shift_factor", null),
+        ];
+        refuse(path, &config.rest, &neutral)?;
+        for kind in ["down_block_types", "up_block_types"] {
+            let Some(serde_json::Value::Array(list)) = config.rest.get(kind) else { continue };
+            let fine = if kind.starts_with("down") { "DownEncoderBlock2D" } else { "UpDecoderBlock2D" };
+            if let Some(other) = list.iter().find(|found| **found != json!(fine)) {
+                return Err(unsupported(path, kind, fine, other));
+            }
+        }
+        let groups = config.norm_num_groups;
+        for &channels in &config.block_out_channels {
+            if channels == 0 || groups == 0 || !channels.is_multiple_of(4) || !channels.is_multiple_of(groups) {
+                return Err(unsupported(path, "block_out_channels", format!("multiples of 4 and of {groups}"), channels));
+            }
+        }
+        if config.block_out_channels.is_empty() || config.latent_channels != 4 {
+            return Err(unsupported(path, "latent_channels", "4, and at least one level", config.latent_channels));
+        }
+        if !(config.scaling_factor.is_finite() && config.scaling_factor > 0.0) {
+            return Err(unsupported(path, "scaling_factor", "a positive number", config.scaling_factor));
+        }
+        Ok(config)
+    }
+
+    /// Pixels of a latent's side.
+    pub fn factor(&self) -> u32 {
+        1 << (self.block_out_channels.len() - 1)
+    }
+}
+
+/// transformers' CLIPTextModel config.json.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClipConfig {
+    /// Tokens of the vocabulary.
+    pub vocab_size: usize,
+    /// Width.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Tokens of a prompt, 77.
+    #[serde(default = "positions")]
+    pub max_position_embeddings: usize,
+    /// `quick_gelu` or `gelu`.
+    #[serde(default = "quick_gelu")]
+    pub hidden_act: String,
+    /// Epsilon of the layer norms.
+    #[serde(default = "eps")]
+    pub layer_norm_eps: f32,
+    /// The token whose state is the pooled one.
+    #[serde(default = "eos")]
+    pub eos_token_id: u32,
+}
+
+fn positions() -> usize {
+    77
+}
+
+fn quick_gelu() -> String {
+    "quick_gelu".into()
+}
+
+fn eos() -> u32 {
+    49_407
+}
+
+impl ClipConfig {
+    /// Parse the JSON of a CLIPTextModel.
+    ///
+    /// # Errors
+    /// As [`UNetConfig::parse`].
+    pub fn parse(path: &Path, json: &str) -> Result<ClipConfig> {
+        let config: ClipConfig = parse(path, json)?;
+        let (width, heads) = (config.hidden_size, config.num_attention_heads);
+        if heads == 0 || width == 0 || !width.is_multiple_of(4 * heads) || !config.intermediate_size.is_multiple_of(4) {
+            return Err(unsupported(path, "hidden_size", format!("heads ({heads}) of a multiple of 4"), width));
+        }
+        if !["quick_gelu", "gelu"].contains(&config.hidden_act.as_str()) {
+            return Err(unsupported(path, "hidden_act", "quick_gelu or gelu", &config.hidden_act));
+        }
+        Ok(config)
+    }
+}
+
+/// diffusers' scheduler_config.json: the noise schedule that the model was trained with.
+#[derive(Clone, Debug, Deserialize)]
+pub struct NoiseConfig {
+    /// `scaled_linear` or `linear`.
+    #[serde(default = "scaled_linear")]
+    pub beta_schedule: String,
+    /// First beta.
+    #[serde(default = "beta_start")]
+    pub beta_start: f64,
+    /// Last beta.
+    #[serde(default = "beta_end")]
+    pub beta_end: f64,
+    /// Steps of training.
+    #[serde(default = "train_timesteps")]
+    pub num_train_timesteps: usize,
+    /// `epsilon` or `v_prediction`.
+    #[serde(default = "epsilon")]
+    pub prediction_type: String,
+}
+
+fn scaled_linear() -> String {
+    "scaled_linear".into()
+}
+
+fn beta_start() -> f64 {
+    0.00085
+}
+
+fn beta_end() -> f64 {
+    0.012
+}
+
+fn train_timesteps() -> usize {
+    1000
+}
+
+fn epsilon() -> String {
+    "epsilon".into()
+}
+
+impl NoiseConfig {
+    /// Parse the JSON of a diffusers scheduler.
+    ///
+    /// # Errors
+    /// As [`UNetConfig::parse`].
+    pub fn parse(path: &Path, json: &str) -> Result<NoiseConfig> {
+        let config: NoiseConfig = parse(path, json)?;
+        if !["scaled_linear", "linear"].contains(&config.beta_schedule.as_str()) {
+            return Err(unsupported(path, "beta_schedule", "scaled_linear or linear", &config.beta_schedule));
+        }
+        if !["epsilon", "v_prediction"].contains(&config.prediction_type.as_str()) {
+            return Err(unsupported(path, "prediction_type", "epsilon or v_prediction", &config.prediction_type));
+        }
+        let ordered = 0.0 < config.beta_start && config.beta_start <= config.beta_end && config.beta_end < 1.0;
+        if !ordered || !(2..=100_000).contains(&config.num_train_timesteps) {
+            let found = format!("{} .. {}, {} steps", config.beta_start, config.beta_end, config.num_train_timesteps);
+            return Err(unsupported(path, "betas", "0 < beta_start <= beta_end < 1 and 2 to 100000 steps", found));
+        }
+        Ok(config)
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &Path, json: &str) -> Result<T> {
+    serde_json::from_str(json).map_err(|e| Error::file(path, format!("not the config expected here: {e}"), "fetch it again"))
+}

@@ -1,0 +1,262 @@
+//! UNet2DConditionModel: the latent's noise (or velocity) at a timestep, given the text.
+//!
+//! B batch, h w latent grid, C channels of a level, P prompts, S context tokens, D context width, R time rows (1 or B).
+
+use super::blocks::{ContextKv, Resnet, TimeRows, Transformer};
+use super::config::UNetConfig;
+use crate::error::Result;
+use crate::gpu::{Graph, Tensor};
+use crate::ops::conv2d::{Taps, conv2d};
+use crate::ops::group_norm::group_norm;
+use crate::ops::matmul::matmul;
+use crate::ops::time_embedding::{frequencies, time_embedding};
+use crate::ops::{Activation, Conv, Epilogue, Linear, Norm, Param};
+use crate::weights::Loader;
+
+/// The UNet's parameters, in the order of the computation.
+pub struct UNet {
+    /// What it is in numbers.
+    pub config: UNetConfig,
+    time: Time,
+    conv_in: Conv,
+    down: Vec<Down>,
+    mid: Mid,
+    up: Vec<Up>,
+    norm_out: Norm,
+    conv_out: Conv,
+}
+
+struct Time {
+    frequencies: Param,
+    linear_1: Linear,
+    linear_2: Linear,
+    /// The time projections of all residual blocks side by side, conv1's biases added to theirs.
+    projections: Linear,
+}
+
+struct Down {
+    layers: Vec<(Resnet, Option<Transformer>)>,
+    downsample: Option<Conv>,
+}
+
+struct Mid {
+    first: Resnet,
+    attention: Transformer,
+    second: Resnet,
+}
+
+struct Up {
+    layers: Vec<(Resnet, Option<Transformer>)>,
+    upsample: Option<Conv>,
+}
+
+/// What the UNet returns.
+pub struct Output {
+    /// [B, h, w, 4] f32: noise or velocity.
+    pub sample: Tensor,
+    /// The mid block's first self-attention's mass per key, f32, of the images asked for: B' · mid_h · mid_w floats.
+    pub mass: Option<Tensor>,
+}
+
+/// Names of residual blocks and how many channels each puts out, in the order of the time projections.
+#[derive(Default)]
+struct TimeSlots {
+    names: Vec<String>,
+    widths: Vec<usize>,
+}
+
+impl TimeSlots {
+    /// The first channel of a block's projection among all.
+    fn take(&mut self, name: &str, width: usize) -> Option<u32> {
+        let offset = self.widths.iter().sum::<usize>() as u32;
+        self.names.push(name.to_owned());
+        self.widths.push(width);
+        Some(offset)
+    }
+}
+
+impl UNet {
+    /// Load by diffusers' names.
+    ///
+    /// # Errors
+    /// Of the file (which tensor, expected and found), or of the device.
+    pub async fn load(l: &mut Loader<'_>, config: UNetConfig) -> Result<UNet> {
+        let mut slots = TimeSlots::default();
+        let (groups, eps, cross) = (config.groups, config.eps, config.cross_dim);
+        let levels = &config.levels;
+        let last = levels.len() - 1;
+        let mut down = Vec::new();
+        let mut c = levels[0].channels;
+        // Channels of the tensors that the way down leaves for the way up.
+        let mut skips = vec![c];
+        for (i, level) in levels.iter().enumerate() {
+            let mut layers = Vec::new();
+            for j in 0..level.layers {
+                let name = format!("down_blocks.{i}.resnets.{j}");
+                let slot = slots.take(&name, level.channels);
+                let resnet = Resnet::load(l, &name, [c, level.channels], groups, eps, slot).await?;
+                c = level.channels;
+                let name = format!("down_blocks.{i}.attentions.{j}");
+                let attention = match level.down_depth {
+                    Some(depth) => Some(Transformer::load(l, &name, c, level.heads, depth, cross, groups).await?),
+                    None => None,
+                };
+                layers.push((resnet, attention));
+                skips.push(c);
+            }
+            let downsample = match i < last {
+                true => Some(l.conv(&format!("down_blocks.{i}.downsamplers.0.conv"), c, c, 3).await?),
+                false => None,
+            };
+            if downsample.is_some() {
+                skips.push(c);
+            }
+            down.push(Down { layers, downsample });
+        }
+        let mid = Mid {
+            first: {
+                let slot = slots.take("mid_block.resnets.0", c);
+                Resnet::load(l, "mid_block.resnets.0", [c, c], groups, eps, slot).await?
+            },
+            attention: {
+                let heads = levels[last].heads;
+                Transformer::load(l, "mid_block.attentions.0", c, heads, config.mid_depth, cross, groups).await?
+            },
+            second: {
+                let slot = slots.take("mid_block.resnets.1", c);
+                Resnet::load(l, "mid_block.resnets.1", [c, c], groups, eps, slot).await?
+            },
+        };
+        let mut up = Vec::new();
+        for (i, level) in levels.iter().rev().enumerate() {
+            let mut layers = Vec::new();
+            for j in 0..=level.layers {
+                let Some(skip) = skips.pop() else { unreachable!("a skip for every residual block of the way up") };
+                let name = format!("up_blocks.{i}.resnets.{j}");
+                let slot = slots.take(&name, level.channels);
+                let resnet = Resnet::load(l, &name, [c + skip, level.channels], groups, eps, slot).await?;
+                c = level.channels;
+                let name = format!("up_blocks.{i}.attentions.{j}");
+                let attention = match level.up_depth {
+                    Some(depth) => Some(Transformer::load(l, &name, c, level.heads, depth, cross, groups).await?),
+                    None => None,
+                };
+                layers.push((resnet, attention));
+            }
+            let upsample = match i < last {
+                true => Some(l.conv(&format!("up_blocks.{i}.upsamplers.0.conv"), c, c, 3).await?),
+                false => None,
+            };
+            up.push(Up { layers, upsample });
+        }
+        Ok(UNet {
+            time: Time::load(l, &config, &slots).await?,
+            conv_in: l.conv("conv_in", config.in_channels, levels[0].channels, 3).await?,
+            down,
+            mid,
+            up,
+            norm_out: l.norm("conv_norm_out", c, eps).await?,
+            conv_out: l.conv("conv_out", c, config.out_channels, 3).await?,
+            config,
+        })
+    }
+
+    /// The transformers in the order of the computation.
+    fn transformers(&self) -> impl Iterator<Item = &Transformer> {
+        let down = self.down.iter().flat_map(|level| level.layers.iter().filter_map(|(_, t)| t.as_ref()));
+        let up = self.up.iter().flat_map(|level| level.layers.iter().filter_map(|(_, t)| t.as_ref()));
+        down.chain([&self.mid.attention]).chain(up)
+    }
+
+    /// Keys and values of every cross-attention for `context` [P, 1, S, D], in the order of the computation: each
+    /// [P, 1, S, 2·C]. Once per prompt.
+    pub fn context(&self, g: &mut Graph, context: Tensor) -> Vec<ContextKv> {
+        let blocks = self.transformers().flat_map(|t| &t.blocks);
+        blocks.map(|block| matmul(g, context, &block.kv, Epilogue::default())).collect()
+    }
+
+    /// x [B, h, w, C_in], timesteps [calls, R], contexts from [`UNet::context`] with B a multiple of P → [B, h, w, 4] f32.
+    /// With `mass_of` also the mid block's mass per key of that many first images.
+    pub fn forward(&self, g: &mut Graph, x: Tensor, timesteps: Tensor, rows: u32, context: &[ContextKv], mass_of: Option<u32>) -> Output {
+        // 0. time
+        let time = Some(self.time.forward(g, timesteps, rows, self.config.cos_first));
+        let mut kv = context.iter().copied();
+
+        // 1. in
+        let mut h = conv2d(g, x, None, &self.conv_in, Taps::same(3), Epilogue::default());
+        let mut skips = vec![h];
+
+        // 2. down
+        for level in &self.down {
+            for (resnet, attention) in &level.layers {
+                h = resnet.forward(g, h, None, time);
+                if let Some(attention) = attention {
+                    h = attention.forward(g, h, &mut kv, None).0;
+                }
+                skips.push(h);
+            }
+            if let Some(conv) = &level.downsample {
+                h = conv2d(g, h, None, conv, Taps::half(), Epilogue::default()); // [B, ceil(H/2), ceil(W/2), C]
+                skips.push(h);
+            }
+        }
+
+        // 3. middle
+        h = self.mid.first.forward(g, h, None, time);
+        let (mut h, mass) = self.mid.attention.forward(g, h, &mut kv, mass_of);
+        h = self.mid.second.forward(g, h, None, time);
+
+        // 4. up
+        for level in &self.up {
+            for (resnet, attention) in &level.layers {
+                h = resnet.forward(g, h, skips.pop(), time);
+                if let Some(attention) = attention {
+                    h = attention.forward(g, h, &mut kv, None).0;
+                }
+            }
+            if let (Some(conv), Some(next)) = (&level.upsample, skips.last()) {
+                // To the size of the skip that comes next: where the way down rounded up, this is not twice.
+                let size = [next.height(), next.width()];
+                h = conv2d(g, h, None, conv, Taps::resized(size), Epilogue::default());
+            }
+        }
+
+        // 5. out
+        let h = group_norm(g, h, None, &self.norm_out, self.config.groups as u32, true);
+        let sample = conv2d(g, h, None, &self.conv_out, Taps::same(3), Epilogue { f32_out: true, ..Default::default() });
+        Output { sample, mass }
+    }
+}
+
+impl Time {
+    async fn load(l: &mut Loader<'_>, config: &UNetConfig, slots: &TimeSlots) -> Result<Time> {
+        let width = config.levels[0].channels;
+        let hidden = 4 * width;
+        let table = frequencies(width as u32 / 2, config.freq_shift);
+        let names: Vec<String> = slots.names.iter().map(|name| format!("{name}.time_emb_proj")).collect();
+        let mut projections = l.fused(&names, hidden, &slots.widths, true).await?;
+        let mut bias = Vec::new();
+        for (name, &width) in slots.names.iter().zip(&slots.widths) {
+            let own = l.weights().f32(&format!("{name}.time_emb_proj.bias"), &[width])?;
+            let conv = l.weights().f32(&format!("{name}.conv1.bias"), &[width])?;
+            bias.extend(own.iter().zip(&conv).map(|(a, b)| a + b));
+        }
+        projections.bias = Some(l.values("time projections", bias).await?);
+        Ok(Time {
+            frequencies: l.values("frequencies", table).await?,
+            linear_1: l.linear("time_embedding.linear_1", width, hidden, true).await?,
+            linear_2: l.linear("time_embedding.linear_2", hidden, hidden, true).await?,
+            projections,
+        })
+    }
+
+    /// The rows of all residual blocks' time projections, f32: [1, 1, R, Σ C].
+    fn forward(&self, g: &mut Graph, timesteps: Tensor, rows: u32, cos_first: bool) -> TimeRows {
+        let silu = Epilogue { activation: Activation::Silu, f32_out: true, ..Default::default() };
+        let h = time_embedding(g, timesteps, &self.frequencies, rows, cos_first);
+        let h = matmul(g, h, &self.linear_1, silu);
+        // Every block begins with SiLU of the embedding: once, here.
+        let h = matmul(g, h, &self.linear_2, silu);
+        TimeRows { tensor: matmul(g, h, &self.projections, Epilogue { f32_out: true, ..Default::default() }) }
+    }
+}

@@ -1,0 +1,212 @@
+//! attention: softmax(Q Kᵀ / √d) V, streaming over the keys, and on request the attention mass per key that SAG needs.
+
+use super::{Variant, choose, source, vec4_of};
+use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
+use crate::gpu::kernel::{Kernel, Source, Value};
+
+/// The kernels' dims, in the order of their `Dims` without the scale.
+#[derive(Clone, Copy, Debug)]
+pub struct Dims {
+    /// Images of q.
+    pub batch: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Query tokens of an image.
+    pub queries: u32,
+    /// Key tokens of an image.
+    pub keys: u32,
+    /// Head dim / 4.
+    pub d4: u32,
+}
+
+static PORTABLE: Source = source!("attention/portable.wgsl", "lib/linear.wgsl");
+static REGISTER: Source = source!("attention/register.wgsl");
+static TILE: Source = source!("attention/tile.wgsl");
+static MASS: Source = source!("attention/mass.wgsl", "lib/linear.wgsl");
+static MASS_WORKGROUP: Source = source!("attention/mass_workgroup.wgsl");
+
+/// The variants, the fastest first.
+pub static VARIANTS: &[Variant<Dims>] = &[
+    Variant {
+        name: "register",
+        source: &REGISTER,
+        needs: |caps| caps.is_cpu(),
+        fits: |d| d.heads <= 65_535 && d.batch <= 65_535,
+        grid: |d| [d.queries.div_ceil(64), d.heads, d.batch],
+    },
+    Variant {
+        name: "tile",
+        source: &TILE,
+        needs: |caps| !caps.is_cpu() && caps.workgroup_memory >= 16 << 10,
+        fits: |d| d.heads <= 65_535 && d.batch <= 65_535,
+        grid: |d| [d.queries.div_ceil(32), d.heads, d.batch],
+    },
+    Variant {
+        name: "portable",
+        source: &PORTABLE,
+        needs: |_| true,
+        fits: |_| true,
+        grid: |d| linear_grid(u64::from(d.batch * d.heads) * u64::from(d.queries), 64),
+    },
+];
+
+/// The variants of the mass per key, the fastest first.
+pub static MASS_VARIANTS: &[Variant<Dims>] = &[
+    Variant {
+        name: "workgroup",
+        source: &MASS_WORKGROUP,
+        needs: |caps| !caps.is_cpu(),
+        fits: |d| d.keys <= 65_535 && d.batch <= 65_535,
+        grid: |d| [d.keys, d.batch, 1],
+    },
+    Variant {
+        name: "portable",
+        source: &MASS,
+        needs: |_| true,
+        fits: |_| true,
+        grid: |d| linear_grid(u64::from(d.batch) * u64::from(d.keys), 64),
+    },
+];
+
+/// What attends to what. `q` [B, 1, queries, ..] from channel `q_offset` on; `kv` [B / repeat, 1, keys, ..] with keys from
+/// channel `k_offset` and values from `v_offset` on; each heads · d channels wide.
+#[derive(Clone, Copy)]
+pub struct Attention {
+    /// Queries.
+    pub q: Tensor,
+    /// First channel of the queries.
+    pub q_offset: u32,
+    /// Keys and values.
+    pub kv: Tensor,
+    /// First channel of the keys.
+    pub k_offset: u32,
+    /// First channel of the values.
+    pub v_offset: u32,
+    /// Heads.
+    pub heads: u32,
+    /// Channels of a head, a multiple of 4.
+    pub head_dim: u32,
+    /// Images of q that share one row of kv (a prompt's keys serve its whole batch).
+    pub kv_repeat: u32,
+    /// A query sees only keys up to its own position (CLIP).
+    pub causal: bool,
+}
+
+impl Attention {
+    /// Self-attention over fused [q, k, v] channels: `qkv` [B, 1, T, 3 · heads · d].
+    pub fn fused(qkv: Tensor, heads: u32) -> Self {
+        let width = qkv.channels() / 3;
+        Attention {
+            q: qkv,
+            q_offset: 0,
+            kv: qkv,
+            k_offset: width,
+            v_offset: 2 * width,
+            heads,
+            head_dim: width / heads,
+            kv_repeat: 1,
+            causal: false,
+        }
+    }
+
+    /// Attention of `q` [B, 1, T, heads · d] to fused [k, v] channels: `kv` [B / repeat, 1, keys, 2 · heads · d].
+    pub fn cross(q: Tensor, kv: Tensor, heads: u32) -> Self {
+        let width = q.channels();
+        Attention {
+            q,
+            q_offset: 0,
+            kv,
+            k_offset: 0,
+            v_offset: width,
+            heads,
+            head_dim: width / heads,
+            kv_repeat: q.batch() / kv.batch(),
+            causal: false,
+        }
+    }
+
+    fn dims(&self) -> Dims {
+        let (queries, keys) = (self.q.tokens(), self.kv.tokens());
+        Dims { batch: self.q.batch(), heads: self.heads, queries, keys, d4: self.head_dim / 4 }
+    }
+
+    /// The `Dims` of the kernels, word by word.
+    fn words(&self, dims: &Dims) -> Vec<u32> {
+        let scale = 1.0 / f64::from(self.head_dim).sqrt();
+        vec![
+            dims.batch,
+            dims.heads,
+            dims.queries,
+            dims.keys,
+            self.q.channels() / 4,
+            self.q_offset / 4,
+            self.kv.channels() / 4,
+            self.k_offset / 4,
+            self.v_offset / 4,
+            self.kv_repeat,
+            (scale as f32).to_bits(),
+        ]
+    }
+}
+
+/// Record attention; the result is [B, H, W, heads · d] of q's B, H, W.
+pub fn attention(g: &mut Graph, a: &Attention) -> Tensor {
+    record(g, a, None)
+}
+
+/// Record attention and, for the first `batch` images, the mass per key: the column sums of the head-mean softmax,
+/// [batch, 1, 1, keys rounded up to 4] f32, rows packed (keys floats an image).
+pub fn attention_with_mass(g: &mut Graph, a: &Attention, batch: u32) -> (Tensor, Tensor) {
+    let mut dims = a.dims();
+    let rows = dims.batch * dims.heads * dims.queries;
+    let lse = g.activation_f32("attention lse", [1, 1, 1, rows.next_multiple_of(4)]);
+    let out = record(g, a, Some(lse));
+    dims.batch = batch;
+    let variant = choose(g, "attention_mass", MASS_VARIANTS, &dims);
+    let mass = g.activation_f32("attention mass", [1, 1, 1, (batch * dims.keys).next_multiple_of(4)]);
+    g.push(Node {
+        op: "attention_mass",
+        variant: variant.name,
+        kernel: Kernel { source: variant.source, libs: vec![], head: vec![("elem4", vec4_of(a.q.dtype)), ("D4", Value::U32(dims.d4))] },
+        reads: vec![a.q, a.kv, lse],
+        writes: vec![mass],
+        dims: a.words(&dims),
+        step: false,
+        grid: (variant.grid)(&dims),
+        flops: 2 * u64::from(batch * dims.heads) * u64::from(dims.queries) * u64::from(dims.keys) * u64::from(a.head_dim),
+    });
+    (out, mass)
+}
+
+fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
+    let dims = a.dims();
+    assert!(a.head_dim.is_multiple_of(4), "attention: head dim {} is no multiple of 4", a.head_dim);
+    assert_eq!(a.q.batch(), a.kv.batch() * a.kv_repeat, "attention: q {:?}, kv {:?} x {}", a.q.dims, a.kv.dims, a.kv_repeat);
+    assert_eq!(a.q.dtype, a.kv.dtype, "attention: types of q and kv");
+    let variant = choose(g, "attention", VARIANTS, &dims);
+    let [b, h, w, _] = a.q.dims;
+    let out = g.activation("attention", [b, h, w, a.heads * a.head_dim]);
+    // The kernel declares lse; where nobody asked, it binds four floats that it does not write.
+    let lse_tensor = lse.unwrap_or_else(|| g.activation_f32("no lse", [1, 1, 1, 4]));
+    let head = vec![
+        ("elem4", vec4_of(a.q.dtype)),
+        ("D4", Value::U32(dims.d4)),
+        ("CAUSAL", Value::Bool(a.causal)),
+        ("WITH_LSE", Value::Bool(lse.is_some())),
+    ];
+    g.push(Node {
+        op: "attention",
+        variant: variant.name,
+        kernel: Kernel { source: variant.source, libs: vec![], head },
+        reads: vec![a.q, a.kv],
+        writes: vec![out, lse_tensor],
+        dims: a.words(&dims),
+        step: false,
+        grid: (variant.grid)(&dims),
+        flops: 4 * u64::from(dims.batch * dims.heads) * u64::from(dims.queries) * u64::from(dims.keys) * u64::from(a.head_dim),
+    });
+    out
+}
+
+/// Element types that the networks use; tests run all of them.
+pub const TYPES: &[DType] = &[DType::F32, DType::F16];

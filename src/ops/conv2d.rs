@@ -1,0 +1,121 @@
+//! conv2d: 1x1 and 3x3 convolution, channels last, as an implicit matrix product over taps and channels.
+
+use super::{Conv, Epilogue, Variant, assert_residual, choose, source, vec4_of, weight_lib};
+use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
+use crate::gpu::kernel::{Kernel, Source, Value};
+
+/// What the tables look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Dims {
+    /// Output pixels of the batch.
+    pub m: u32,
+    /// Output channels, in groups of four.
+    pub n4: u32,
+}
+
+static PORTABLE: Source = source!("conv2d/portable.wgsl", "lib/conv.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
+static REGISTER: Source = source!("conv2d/register.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
+static TILE: Source = source!("conv2d/tile.wgsl", "lib/conv.wgsl", "lib/tile.wgsl", "lib/epilogue.wgsl");
+
+/// The variants, the fastest first.
+pub static VARIANTS: &[Variant<Dims>] = &[
+    Variant {
+        name: "register",
+        source: &REGISTER,
+        needs: |caps| caps.is_cpu(),
+        fits: |d| d.m <= 128 * 65_535,
+        grid: |d| [d.m.div_ceil(128), d.n4.div_ceil(4), 1],
+    },
+    Variant {
+        name: "tile",
+        source: &TILE,
+        needs: |caps| !caps.is_cpu() && caps.invocations >= 128,
+        fits: |d| d.m <= 64 * 65_535,
+        grid: |d| [d.n4.div_ceil(16), d.m.div_ceil(64), 1],
+    },
+    Variant {
+        name: "portable",
+        source: &PORTABLE,
+        needs: |_| true,
+        fits: |_| true,
+        grid: |d| linear_grid(u64::from(d.m) * u64::from(d.n4.div_ceil(2)), 64),
+    },
+];
+
+/// How the taps move over the input.
+#[derive(Clone, Copy, Debug)]
+pub struct Taps {
+    /// Output stride, 1 or 2.
+    pub stride: u32,
+    /// Zero rows above and below, columns left and right: [before, after]. Same for both axes.
+    pub pad: [u32; 2],
+    /// Resize the input to [H, W] by nearest neighbour before the taps.
+    pub resize: Option<[u32; 2]>,
+}
+
+impl Taps {
+    /// Stride 1, size kept.
+    pub fn same(kernel: u32) -> Self {
+        Taps { stride: 1, pad: [kernel / 2; 2], resize: None }
+    }
+
+    /// Stride 2, pad 1 all around: sizes halve, rounded up (the UNet's down-sampling).
+    pub fn half() -> Self {
+        Taps { stride: 2, pad: [1, 1], resize: None }
+    }
+
+    /// Stride 2, padded below and to the right only: sizes halve, rounded down (the VAE encoder's).
+    pub fn half_after() -> Self {
+        Taps { stride: 2, pad: [0, 1], resize: None }
+    }
+
+    /// Nearest-neighbour resize to [H, W], then stride 1.
+    pub fn resized(size: [u32; 2]) -> Self {
+        Taps { stride: 1, pad: [1, 1], resize: Some(size) }
+    }
+}
+
+/// Record a convolution of x [B, H, W, C], or of x and y [B, H, W, C'] side by side along the channels.
+/// The result is [B, H', W', C_out].
+pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: Taps, epilogue: Epilogue) -> Tensor {
+    let [batch, src_h, src_w, x_channels] = x.dims;
+    let y_channels = y.map_or(0, |y| y.channels());
+    let [_, _, k, n] = layer.weight.dims;
+    let kernel = layer.kernel;
+    assert_eq!(k, kernel * kernel * (x_channels + y_channels), "conv2d: {:?} + {y_channels} with weights [{k}, {n}]", x.dims);
+    assert!(y.is_none_or(|y| y.dims[..3] == x.dims[..3] && y.dtype == x.dtype), "conv2d: two sources of different shape");
+    let [in_h, in_w] = taps.resize.unwrap_or([src_h, src_w]);
+    let size = |n: u32| (n + taps.pad[0] + taps.pad[1] - kernel) / taps.stride + 1;
+    let shape = [batch, size(in_h), size(in_w), n];
+    let dims = Dims { m: shape[0] * shape[1] * shape[2], n4: n / 4 };
+    let variant = choose(g, "conv2d", VARIANTS, &dims);
+    assert_residual("conv2d", &epilogue, x, dims.m, n);
+    let b = layer.weight.bind(g);
+    let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), x, dims.m);
+    let out = if epilogue.f32_out { g.activation_f32("conv2d", shape) } else { g.activation("conv2d", shape) };
+    head.extend([
+        ("elem4", vec4_of(x.dtype)),
+        ("weight4", vec4_of(b.dtype)),
+        ("out4", vec4_of(out.dtype)),
+        ("KERNEL", Value::U32(kernel)),
+        ("TWO_SOURCES", Value::Bool(y.is_some())),
+        ("RESIZE", Value::Bool(taps.resize.is_some())),
+    ]);
+    let geometry = [
+        dims.m, dims.n4, shape[1], shape[2], in_h, in_w, x_channels / 4, y_channels / 4, taps.stride, taps.pad[0], src_h, src_w,
+    ];
+    // PyTorch's nearest: f32 scale = in / out, source index = floor(index * scale).
+    let scales = [src_h as f32 / in_h as f32, src_w as f32 / in_w as f32].map(f32::to_bits);
+    g.push(Node {
+        op: "conv2d",
+        variant: variant.name,
+        kernel: Kernel { source: variant.source, libs: vec![weight_lib(b.dtype)], head },
+        reads: vec![x, y.unwrap_or(x), b, bias, residual],
+        writes: vec![out],
+        dims: [&geometry[..], &scales, &words].concat(),
+        step: false,
+        grid: (variant.grid)(&dims),
+        flops: 2 * u64::from(dims.m) * u64::from(n) * u64::from(k),
+    });
+    out
+}

@@ -1,0 +1,81 @@
+//! matmul: C = act(A B + bias) + residual, A [M, K] activations, B [K, N] weights.
+
+use super::{Activation, Epilogue, Linear, Variant, assert_residual, choose, source, vec4_of, weight_lib};
+use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
+use crate::gpu::kernel::{Kernel, Source};
+
+/// The kernel's dims.
+#[derive(Clone, Copy, Debug)]
+pub struct Dims {
+    /// Rows of A and C.
+    pub m: u32,
+    /// Columns of B, in groups of four.
+    pub n4: u32,
+    /// Depth, in groups of four.
+    pub k4: u32,
+}
+
+static PORTABLE: Source = source!("matmul/portable.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
+static REGISTER: Source = source!("matmul/register.wgsl", "lib/epilogue.wgsl");
+static TILE: Source = source!("matmul/tile.wgsl", "lib/tile.wgsl", "lib/epilogue.wgsl");
+
+/// The variants, the fastest first.
+pub static VARIANTS: &[Variant<Dims>] = &[
+    Variant {
+        name: "register",
+        source: &REGISTER,
+        needs: |caps| caps.is_cpu(),
+        fits: |d| d.m >= 8 && d.m <= 128 * 65_535,
+        grid: |d| [d.m.div_ceil(128), d.n4.div_ceil(4), 1],
+    },
+    Variant {
+        name: "tile",
+        source: &TILE,
+        needs: |caps| !caps.is_cpu() && caps.invocations >= 128,
+        fits: |d| d.m >= 8 && d.m <= 64 * 65_535,
+        grid: |d| [d.n4.div_ceil(16), d.m.div_ceil(64), 1],
+    },
+    Variant {
+        name: "portable",
+        source: &PORTABLE,
+        needs: |_| true,
+        fits: |_| true,
+        grid: |d| linear_grid(u64::from(d.m) * u64::from(d.n4.div_ceil(2)), 64),
+    },
+];
+
+/// Record C = act(A B + bias) + residual. A: [B, H, W, K]; C: [B, H, W, N], or N/2 with GEGLU.
+pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> Tensor {
+    let [_, _, k, n] = layer.weight.dims;
+    assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
+    let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4 };
+    let variant = choose(g, "matmul", VARIANTS, &dims);
+    let columns = if epilogue.activation == Activation::Geglu { n / 2 } else { n };
+    assert_residual("matmul", &epilogue, a, a.rows(), columns);
+    let b = layer.weight.bind(g);
+    let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), a, dims.m);
+    let shape = [a.dims[0], a.dims[1], a.dims[2], columns];
+    let out = if epilogue.f32_out { g.activation_f32("matmul", shape) } else { g.activation("matmul", shape) };
+    head.extend([("elem4", vec4_of(a.dtype)), ("weight4", vec4_of(b.dtype)), ("out4", vec4_of(out.dtype))]);
+    g.push(Node {
+        op: "matmul",
+        variant: variant.name,
+        kernel: Kernel { source: variant.source, libs: vec![weight_lib(b.dtype)], head },
+        reads: vec![a, b, bias, residual],
+        writes: vec![out],
+        dims: [&[dims.m, dims.n4, dims.k4][..], &words].concat(),
+        step: false,
+        grid: (variant.grid)(&dims),
+        flops: 2 * u64::from(dims.m) * u64::from(n) * u64::from(k),
+    });
+    out
+}
+
+/// Element types (A, B, C) that the networks use; tests run all of them.
+pub const TYPES: &[(DType, DType, DType)] = &[
+    (DType::F32, DType::F32, DType::F32),
+    (DType::F32, DType::Packed, DType::F32),
+    (DType::F32, DType::F16, DType::F32),
+    (DType::F16, DType::F16, DType::F16),
+    (DType::F16, DType::F16, DType::F32),
+];
