@@ -26,6 +26,8 @@ pub enum Bytes {
     Mapped(memmap2::Mmap),
     /// In the program.
     Static(&'static [u8]),
+    /// In memory.
+    Owned(Vec<u8>),
 }
 
 impl std::ops::Deref for Bytes {
@@ -35,6 +37,7 @@ impl std::ops::Deref for Bytes {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::Static(bytes) => bytes,
+            Bytes::Owned(bytes) => bytes,
         }
     }
 }
@@ -244,6 +247,9 @@ impl Weights {
             Dtype::F16 => bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             Dtype::BF16 => bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
             Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+            // Timesteps that a script wrote as integers.
+            Dtype::I64 => bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect(),
+            Dtype::I32 => bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b) as f32).collect(),
             other => {
                 let problem = format!("tensor {name} has type {other:?}, expected F16, BF16, F32 or F64");
                 return Err(Error::file(&self.path, problem, "convert the model to one of these"));

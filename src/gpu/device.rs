@@ -59,7 +59,7 @@ pub struct Caps {
     pub storage_buffers: u32,
     /// Alignment of a uniform binding's offset, bytes.
     pub uniform_alignment: u32,
-    /// Bytes of the largest device-local memory heap, where the backend tells (Vulkan).
+    /// Bytes of the largest device-local memory heap, where the backend tells (Vulkan); of the host, for software devices.
     pub memory: Option<u64>,
 }
 
@@ -244,7 +244,8 @@ impl Gpu {
         let adapter = adapters.first().ok_or_else(|| Error::NoAdapter("the noop backend is not there".into()))?;
         let mut caps = adapter_caps(adapter);
         caps.name = profile.name.into();
-        Self::from_adapter(adapter, caps, &GpuOptions::default()).await
+        let variants = profile.variants.iter().map(|(op, variant)| ((*op).into(), (*variant).into())).collect();
+        Self::from_adapter(adapter, caps, &GpuOptions { device: None, variants }).await
     }
 
     /// What this device can do.
@@ -335,6 +336,14 @@ impl Gpu {
         })
     }
 
+    /// Would every tensor of this recording fit a binding?
+    pub(crate) fn check_graph(&self, what: &str, g: &super::Graph) -> Result<()> {
+        match g.tensors.iter().map(|info| info.tensor.bytes()).max() {
+            Some(largest) => self.check_size(what, largest),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn refused(&self, what: String, reason: &dyn std::fmt::Display) -> Error {
         let reason = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         Error::Device { device: self.caps().name.clone(), what, reason }
@@ -420,6 +429,8 @@ pub struct NoopProfile {
     pub workgroup_memory: u32,
     /// See [`Caps::invocations`].
     pub invocations: u32,
+    /// See [`GpuOptions::variants`].
+    pub variants: &'static [(&'static str, &'static str)],
 }
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -436,6 +447,7 @@ impl NoopProfile {
         storage_buffers: 8,
         workgroup_memory: 16 << 10,
         invocations: 256,
+        variants: &[],
     };
     /// Mesa's software device.
     pub const LAVAPIPE: NoopProfile = NoopProfile {
@@ -497,8 +509,16 @@ fn adapter_caps(adapter: &wgpu::Adapter) -> Caps {
             caps.cooperative.push(shape.m_size);
         }
     }
-    caps.memory = device_memory(adapter);
+    // A software device lives in the host's memory, whatever heap it claims.
+    caps.memory = if caps.is_cpu() { host_memory() } else { device_memory(adapter) };
     caps
+}
+
+/// Bytes that the host could still give, where the system tells (Linux).
+fn host_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 /// Bytes of the largest device-local heap; only Vulkan tells through wgpu's native handle.

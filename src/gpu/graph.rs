@@ -199,11 +199,27 @@ impl Graph {
         self.add(label, dims, dtype, Place::Argument(self.arguments - 1))
     }
 
+    /// Have an activation written into `buffer`, which outlives the program: how a recording returns its results.
+    /// The ops make their outputs themselves; this is said afterwards, before the program is built.
+    pub fn keep(&mut self, tensor: Tensor, buffer: &Buffer) {
+        let info = &mut self.tensors[tensor.id as usize];
+        assert!(matches!(info.place, Place::Slot), "{}: only an activation can be kept", info.label);
+        let bytes = info.tensor.bytes();
+        assert!(bytes <= buffer.bytes(), "{}: {bytes} bytes kept in a buffer of {}", info.label, buffer.bytes());
+        info.place = Place::Buffer(buffer.clone());
+    }
+
     /// The same bytes under another shape, e.g. [B, H, W, C] as tokens [B, 1, H·W, C].
     pub fn view(&self, tensor: Tensor, dims: [u32; 4]) -> Tensor {
         let view = Tensor { dims, ..tensor };
         assert_eq!(view.len(), tensor.len(), "view of {:?} as {dims:?}", tensor.dims);
         view
+    }
+
+    /// Turn an activation into the next argument: its buffer is given at each run.
+    pub fn keep_argument(&mut self, tensor: Tensor) {
+        self.arguments += 1;
+        self.tensors[tensor.id as usize].place = Place::Argument(self.arguments - 1);
     }
 
     /// The first image of a batch: the same buffer, of which only the beginning is read.

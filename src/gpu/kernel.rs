@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::device::{Gpu, lock};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A WGSL file of `kernels/`, with the library files that are appended to it (so that its own lines keep their numbers).
 #[derive(Debug, PartialEq, Eq)]

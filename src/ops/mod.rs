@@ -31,25 +31,48 @@ pub struct Variant<D: 'static> {
     pub grid: fn(&D) -> [u32; 3],
 }
 
-/// Every op that has more than one variant, and their names: what `--variant OP=NAME` accepts.
-pub const TABLES: &[(&str, &[&str])] = &[
-    ("matmul", &["register", "tile", "portable"]),
-    ("conv2d", &["register", "tile", "portable"]),
-    ("attention", &["register", "tile", "portable"]),
-    ("attention_mass", &["workgroup", "portable"]),
-    ("layer_norm", &["workgroup", "portable"]),
-];
+/// One row of an op's table without its dims: a name, and whether a device has what it needs.
+pub type Row = (&'static str, fn(&Caps) -> bool);
+
+fn rows<D>(table: &'static [Variant<D>]) -> Vec<Row> {
+    table.iter().map(|row| (row.name, row.needs)).collect()
+}
+
+/// Every op that has more than one variant, and its rows in order: what `--variant OP=NAME` accepts.
+pub fn tables() -> Vec<(&'static str, Vec<Row>)> {
+    vec![
+        ("matmul", rows(matmul::VARIANTS)),
+        ("conv2d", rows(conv2d::VARIANTS)),
+        ("attention", rows(attention::VARIANTS)),
+        ("attention_mass", rows(attention::MASS_VARIANTS)),
+        ("layer_norm", rows(layer_norm::VARIANTS)),
+    ]
+}
 
 /// Is there such an op and such a variant?
 pub(crate) fn check_variant(op: &str, variant: &str) -> Result<()> {
-    let Some((_, names)) = TABLES.iter().find(|(name, _)| *name == op) else {
-        let ops: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
+    let tables = tables();
+    let Some((_, rows)) = tables.iter().find(|(name, _)| *name == op) else {
+        let ops: Vec<&str> = tables.iter().map(|(name, _)| *name).collect();
         return Err(Error::invalid("--variant", format!("an op from [{}]", ops.join(", ")), op));
     };
-    if names.contains(&variant) {
+    if rows.iter().any(|(name, _)| *name == variant) {
         return Ok(());
     }
+    let names: Vec<&str> = rows.iter().map(|(name, _)| *name).collect();
     Err(Error::invalid(format!("--variant {op}"), format!("one of [{}]", names.join(", ")), variant))
+}
+
+/// The variants that a device prefers, by op.
+pub fn chosen(gpu: &crate::gpu::Gpu) -> Vec<(&'static str, &'static str)> {
+    let pick = |(op, rows): (&'static str, Vec<Row>)| {
+        let row = match gpu.forced_variant(op) {
+            Some(forced) => rows.iter().find(|(name, _)| *name == forced),
+            None => rows.iter().find(|(_, needs)| needs(gpu.caps())),
+        };
+        row.map(|(name, _)| (op, *name))
+    };
+    tables().into_iter().filter_map(pick).collect()
 }
 
 /// The first row that the device and the dims allow, or the one that the user forced if the dims allow it.

@@ -145,6 +145,8 @@ impl Recording {
 pub struct Sampler {
     /// ComfyUI's name.
     pub name: &'static str,
+    /// A1111's name, for the picture's `parameters`.
+    pub label: &'static str,
     /// What it is, in a line.
     pub summary: &'static str,
     /// The algorithm: from x through sigmas to the last latent.
@@ -153,15 +155,15 @@ pub struct Sampler {
 
 /// All samplers.
 pub const SAMPLERS: &[Sampler] = &[
-    Sampler { name: "euler", summary: "Euler (Karras et al. 2022), first order", run: euler::sample },
+    Sampler { name: "euler", label: "Euler", summary: "Euler (Karras et al. 2022), first order", run: euler::sample },
     Sampler {
-        name: "euler_ancestral",
+        name: "euler_ancestral", label: "Euler a",
         summary: "Euler with fresh noise at every step",
         run: euler_ancestral::sample,
     },
-    Sampler { name: "heun", summary: "Heun (Karras et al. 2022), second order, two model calls a step", run: heun::sample },
-    Sampler { name: "dpmpp_2m", summary: "DPM-Solver++(2M) (Lu et al. 2022), second order, one call a step", run: dpmpp_2m::sample },
-    Sampler { name: "ddim", summary: "DDIM (Song et al. 2020), deterministic", run: ddim::sample },
+    Sampler { name: "heun", label: "Heun", summary: "Heun (Karras et al. 2022), second order, two model calls a step", run: heun::sample },
+    Sampler { name: "dpmpp_2m", label: "DPM++ 2M", summary: "DPM-Solver++(2M) (Lu et al. 2022), second order, one call a step", run: dpmpp_2m::sample },
+    Sampler { name: "ddim", label: "DDIM", summary: "DDIM (Song et al. 2020), deterministic", run: ddim::sample },
 ];
 
 /// The sampler of that name.

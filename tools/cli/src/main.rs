@@ -1,1 +1,41 @@
-fn main(){}
+//! The scumble command: a face over the library's public API. It blocks, prints, and turns errors into one line.
+
+mod args;
+mod compare;
+mod generate;
+mod info;
+mod probe;
+mod progress;
+mod tensors;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use scumble::Error;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse_from(args::with_default_command(std::env::args_os())) {
+        Ok(args) => args,
+        Err(error) => return args::report(&error),
+    };
+    let result = match args.command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Probe(args) => probe::run(&args.part),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Cancelled) => {
+            eprintln!("cancelled: nothing was written");
+            // As a shell reports a program that SIGINT ended.
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {}", error.to_string().replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! One part of the pipeline on given tensors, so that anyone can hold a part against PyTorch. Tensors cross this border in
+//! f32 and PyTorch's layout [B, C, H, W].
+
+use crate::denoiser::Step;
+use crate::error::{Error, Result};
+use crate::gpu::{DType, Gpu, Graph};
+use crate::model::clip::Clip;
+use crate::model::config::VaeConfig;
+use crate::model::unet::UNet;
+use crate::model::vae::{Decoder, Encoder};
+use crate::ops::degrade::{RADIUS, blur_weights, degrade, mask_stride};
+use crate::ops::pack::pack;
+use crate::pipeline::{self, Precision, run_once, to_nchw, to_nhwc};
+use crate::schedule::{scheduler, sigmas};
+use crate::text::Tokens;
+use crate::weights::{Files, Loader};
+
+/// A tensor on the host, in PyTorch's layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// As PyTorch prints it.
+    pub shape: Vec<usize>,
+    /// Row-major.
+    pub data: Vec<f32>,
+}
+
+impl HostTensor {
+    /// A tensor of that shape.
+    pub fn new(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Self {
+        let shape = shape.into();
+        assert_eq!(shape.iter().product::<usize>(), data.len(), "{shape:?}");
+        HostTensor { shape, data }
+    }
+
+    /// [B, C, H, W] with `channels` channels (any, if `None`).
+    fn image(&self, what: &str, channels: Option<usize>) -> Result<[usize; 4]> {
+        match self.shape[..] {
+            [b, c, h, w] if b * c * h * w > 0 && channels.is_none_or(|n| n == c) => Ok([b, c, h, w]),
+            _ => {
+                let c = channels.map_or("C".into(), |n| n.to_string());
+                Err(Error::invalid(what, format!("[B, {c}, H, W]"), format!("{:?}", self.shape)))
+            }
+        }
+    }
+
+    /// As [B, H, W, C] with the channels padded by zeros to a multiple of four.
+    fn to_padded_nhwc(&self, [b, c, h, w]: [usize; 4]) -> Vec<f32> {
+        let padded = c.next_multiple_of(4);
+        let mut out = vec![0.0; b * h * w * padded];
+        for (pixel, values) in out.chunks_exact_mut(padded).zip(to_nhwc(&self.data, [b, c, h, w]).chunks_exact(c)) {
+            pixel[..c].copy_from_slice(values);
+        }
+        out
+    }
+}
+
+/// A prompt's ids, as the text model gets them.
+///
+/// # Errors
+/// Of the model's files.
+pub fn tokens(files: &Files, prompt: &str) -> Result<Tokens> {
+    Ok(pipeline::load_tokenizer(files)?.encode(prompt))
+}
+
+/// A prompt to (`hidden_states` [1, 77, D], `pooled` [1, D]).
+///
+/// # Errors
+/// Of the model's files, or of the device.
+pub async fn clip(gpu: &Gpu, files: &Files, prompt: &str) -> Result<(HostTensor, HostTensor)> {
+    let ids = tokens(files, prompt)?.ids;
+    let clip = pipeline::load_clip(gpu, files).await?;
+    clip_ids(gpu, &clip, &ids).await
+}
+
+/// Ids (P · 77) to (`hidden_states` [P, 77, D], `pooled` [P, D]).
+///
+/// # Errors
+/// [`Error::Invalid`] for an id that is not in the vocabulary; of the device.
+pub async fn clip_ids(gpu: &Gpu, clip: &Clip, ids: &[u32]) -> Result<(HostTensor, HostTensor)> {
+    let (d, length) = (clip.config.hidden_size, clip.config.max_position_embeddings);
+    let prompts = ids.len() / length;
+    let embeddings = gpu.upload("embeddings", &clip.embed(ids)?).await?;
+    let mut g = Graph::new(gpu, DType::F32);
+    let x = g.bind("embeddings", &embeddings, [prompts as u32, 1, length as u32, d as u32], DType::F32);
+    let hidden = clip.forward(&mut g, x);
+    let out = gpu.storage("hidden states", hidden.bytes()).await?;
+    g.keep(hidden, &out);
+    run_once(gpu, g, &Step::default(), None).await?;
+    let hidden: Vec<f32> = out.read(hidden.len() as usize).await?;
+    let mut pooled = Vec::new();
+    for (prompt, states) in ids.chunks_exact(length).zip(hidden.chunks_exact(length * d)) {
+        pooled.extend_from_slice(&states[clip.pooled_position(prompt) * d..][..d]);
+    }
+    Ok((HostTensor::new([prompts, length, d], hidden), HostTensor::new([prompts, d], pooled)))
+}
+
+/// What the UNet is asked.
+pub struct UNetInput {
+    /// [B, C_in, h, w]
+    pub sample: HostTensor,
+    /// [B] or [1]
+    pub timestep: HostTensor,
+    /// [B, S, D]
+    pub encoder_hidden_states: HostTensor,
+}
+
+/// The UNet of a model: `sample` [B, 4, h, w], and with `sag_map` also `mass` [B, T_mid].
+///
+/// # Errors
+/// [`Error::Invalid`] for a tensor of the wrong shape; of the files; of the device.
+pub async fn unet(gpu: &Gpu, files: &Files, precision: Precision, input: &UNetInput, sag_map: bool) -> Result<(HostTensor, Option<HostTensor>)> {
+    let dtype = pipeline::activation_type(gpu, precision)?;
+    let unet = pipeline::load_unet(gpu, files, dtype).await?;
+    run_unet(gpu, &unet, dtype, input, sag_map).await
+}
+
+/// [`unet`] on a loaded UNet with activations of `dtype`.
+///
+/// # Errors
+/// As [`unet`].
+pub async fn run_unet(gpu: &Gpu, unet: &UNet, dtype: DType, input: &UNetInput, sag_map: bool) -> Result<(HostTensor, Option<HostTensor>)> {
+    let config = &unet.config;
+    let shape = input.sample.image("sample", Some(config.in_channels))?;
+    let [b, c, h, w] = shape;
+    let rows = match input.timestep.shape[..] {
+        [] => 1,
+        [n] if n == 1 || n == b => n,
+        _ => return Err(Error::invalid("timestep", format!("[1] or [{b}]"), format!("{:?}", input.timestep.shape))),
+    };
+    let s = match input.encoder_hidden_states.shape[..] {
+        [n, s, d] if n == b && s > 0 && d == config.cross_dim => s,
+        _ => {
+            let found = format!("{:?}", input.encoder_hidden_states.shape);
+            return Err(Error::invalid("encoder_hidden_states", format!("[{b}, S, {}]", config.cross_dim), found));
+        }
+    };
+    let x = gpu.upload("sample", &input.sample.to_padded_nhwc(shape)).await?;
+    let t = gpu.upload("timestep", &input.timestep.data).await?;
+    let e = gpu.upload("context", &input.encoder_hidden_states.data).await?;
+    let dims = |n: [usize; 4]| n.map(|n| n as u32);
+    let mut g = Graph::new(gpu, dtype);
+    let x = g.bind("sample", &x, dims([b, h, w, c.next_multiple_of(4)]), DType::F32);
+    let x = pack(&mut g, x, 1);
+    let t = g.bind("timestep", &t, [1, 1, 1, (t.bytes() / 4) as u32], DType::F32);
+    let e = g.bind("context", &e, dims([b, 1, s, config.cross_dim]), DType::F32);
+    let context = unet.context(&mut g, e);
+    let out = unet.forward(&mut g, x, t, rows as u32, &context, sag_map.then_some(b as u32));
+    let sample = gpu.storage("sample", out.sample.bytes()).await?;
+    g.keep(out.sample, &sample);
+    let mass = match out.mass {
+        None => None,
+        Some(mass) => {
+            let buffer = gpu.storage("mass", mass.bytes()).await?;
+            g.keep(mass, &buffer);
+            Some(buffer)
+        }
+    };
+    run_once(gpu, g, &Step { c_in: 1.0, ..Default::default() }, None).await?;
+    let c_out = config.out_channels;
+    let sample = unpad(&sample.read(out.sample.len() as usize).await?, [b, c_out, h, w]);
+    let mass = match mass {
+        None => None,
+        Some(buffer) => {
+            let [mid_h, mid_w] = config.mid_size(h as u32, w as u32).map(|n| n as usize);
+            Some(HostTensor::new([b, mid_h * mid_w], buffer.read(b * mid_h * mid_w).await?))
+        }
+    };
+    Ok((sample, mass))
+}
+
+/// [B, H, W, C padded] → [B, C, H, W].
+fn unpad(data: &[f32], [b, c, h, w]: [usize; 4]) -> HostTensor {
+    let cut: Vec<f32> = data.chunks_exact(c.next_multiple_of(4)).flat_map(|pixel| pixel[..c].to_vec()).collect();
+    HostTensor::new([b, c, h, w], to_nchw(&cut, [b, c, h, w]))
+}
+
+/// The VAE's decoder: `sample` [B, 4, h, w], unscaled, to [B, 3, H, W].
+///
+/// # Errors
+/// As [`unet`].
+pub async fn vae_decode(gpu: &Gpu, files: &Files, sample: &HostTensor) -> Result<HostTensor> {
+    let config = pipeline::vae_config(files)?;
+    let weights = pipeline::open_part(files, "vae")?;
+    let decoder = Decoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config).await?;
+    run_decoder(gpu, &decoder, &config, sample).await
+}
+
+/// [`vae_decode`] on a loaded decoder.
+///
+/// # Errors
+/// As [`unet`].
+pub async fn run_decoder(gpu: &Gpu, decoder: &Decoder, config: &VaeConfig, sample: &HostTensor) -> Result<HostTensor> {
+    let shape = sample.image("sample", Some(config.latent_channels))?;
+    let out = run_image(gpu, sample, shape, |g, z| decoder.forward(g, z)).await?;
+    let f = config.factor() as usize;
+    Ok(unpad(&out, [shape[0], config.out_channels, shape[2] * f, shape[3] * f]))
+}
+
+/// The VAE's encoder: `sample` [B, 3, H, W] in -1 .. 1 to (`mean`, `logvar`) [B, 4, h, w], unscaled.
+///
+/// # Errors
+/// As [`unet`].
+pub async fn vae_encode(gpu: &Gpu, files: &Files, sample: &HostTensor) -> Result<(HostTensor, HostTensor)> {
+    let config = pipeline::vae_config(files)?;
+    let weights = pipeline::open_part(files, "vae")?;
+    let encoder = Encoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config).await?;
+    run_encoder(gpu, &encoder, &config, sample).await
+}
+
+/// [`vae_encode`] on a loaded encoder. Log variances are clamped to -30 .. 20, as diffusers' distribution does.
+///
+/// # Errors
+/// As [`unet`]; [`Error::Invalid`] if the picture is smaller than one latent pixel.
+pub async fn run_encoder(gpu: &Gpu, encoder: &Encoder, config: &VaeConfig, sample: &HostTensor) -> Result<(HostTensor, HostTensor)> {
+    let shape = sample.image("sample", Some(config.in_channels))?;
+    let f = config.factor() as usize;
+    if shape[2] < f || shape[3] < f {
+        return Err(Error::invalid("sample", format!("at least {f} x {f} pixels"), format!("{:?}", sample.shape)));
+    }
+    let out = run_image(gpu, sample, shape, |g, x| encoder.forward(g, x)).await?;
+    let z = config.latent_channels;
+    let latent = [shape[0], 2 * z, shape[2] / f, shape[3] / f];
+    let moments = unpad(&out, latent);
+    let half = |second: usize| -> Vec<f32> {
+        let of = |image: &[f32]| image[second * image.len() / 2..][..image.len() / 2].to_vec();
+        moments.data.chunks_exact(2 * z * latent[2] * latent[3]).flat_map(of).collect()
+    };
+    let shape = [latent[0], z, latent[2], latent[3]];
+    let logvar = half(1).into_iter().map(|v| v.clamp(-30.0, 20.0)).collect();
+    Ok((HostTensor::new(shape, half(0)), HostTensor::new(shape, logvar)))
+}
+
+async fn run_image(
+    gpu: &Gpu,
+    sample: &HostTensor,
+    shape: [usize; 4],
+    network: impl FnOnce(&mut Graph, crate::gpu::Tensor) -> crate::gpu::Tensor,
+) -> Result<Vec<f32>> {
+    let [b, c, h, w] = shape;
+    let x = gpu.upload("sample", &sample.to_padded_nhwc(shape)).await?;
+    let mut g = Graph::new(gpu, DType::F32);
+    let x = g.bind("sample", &x, [b, h, w, c.next_multiple_of(4)].map(|n| n as u32), DType::F32);
+    let out = network(&mut g, x);
+    let buffer = gpu.storage("result", out.bytes()).await?;
+    g.keep(out, &buffer);
+    run_once(gpu, g, &Step::default(), None).await?;
+    buffer.read(out.len() as usize).await
+}
+
+/// A schedule: sigmas, and the timestep of each but the last 0.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ScheduleOut {
+    /// Descending, the last 0.
+    pub sigmas: Vec<f32>,
+    /// Of each sigma above 0.
+    pub timesteps: Vec<f32>,
+}
+
+/// The sigmas and timesteps of a run.
+///
+/// # Errors
+/// [`Error::Invalid`] for an unknown scheduler or numbers out of range.
+pub fn schedule(files: &Files, name: &str, steps: usize, denoise: f32) -> Result<ScheduleOut> {
+    let (schedule, _) = pipeline::load_schedule(files)?;
+    let sigmas = sigmas(&schedule, scheduler(name)?, steps, denoise)?;
+    let timesteps = sigmas.iter().filter(|&&sigma| sigma > 0.0).map(|&sigma| schedule.timestep(sigma)).collect();
+    Ok(ScheduleOut { sigmas, timesteps })
+}
+
+/// SAG's degraded picture: (`degraded` [B, 4, h, w], `mask` [B, 1, h, w]) of `denoised` [B, 4, h, w] and `mass` [B, T] on a grid
+/// of `mid` = [H, W].
+///
+/// # Errors
+/// [`Error::Invalid`] for shapes or numbers that do not fit; of the device.
+pub async fn degraded(gpu: &Gpu, denoised: &HostTensor, mass: &HostTensor, mid: [u32; 2], sigma: f32, threshold: f32) -> Result<(HostTensor, HostTensor)> {
+    let shape = denoised.image("denoised", Some(4))?;
+    let [b, _, h, w] = shape;
+    let tokens = (mid[0] as usize).saturating_mul(mid[1] as usize);
+    if tokens == 0 || mass.shape[..] != [b, tokens] {
+        return Err(Error::invalid("mass", format!("[{b}, {tokens}] for --mid {},{}", mid[0], mid[1]), format!("{:?}", mass.shape)));
+    }
+    if h.min(w) <= RADIUS as usize {
+        return Err(Error::invalid("denoised", format!("more than {RADIUS} latent pixels a side"), format!("{h} x {w}")));
+    }
+    if !(sigma.is_finite() && sigma >= 0.0) {
+        return Err(Error::invalid("blur-sigma", "a number of at least 0", sigma));
+    }
+    if threshold.is_nan() {
+        return Err(Error::invalid("threshold", "a number", threshold));
+    }
+    let x = gpu.upload("denoised", &to_nhwc(&denoised.data, shape)).await?;
+    let m = gpu.upload("mass", &mass.data).await?;
+    let stride = mask_stride(h as u32, w as u32);
+    let mask = gpu.storage("mask", u64::from(b as u32 * stride) * 4).await?;
+    let mut g = Graph::new(gpu, DType::F32);
+    let x = g.bind("denoised", &x, [b, h, w, 4].map(|n| n as u32), DType::F32);
+    let m = g.bind("mass", &m, [1, 1, 1, (m.bytes() / 4) as u32], DType::F32);
+    let bound = g.bind("mask", &mask, [1, 1, 1, b as u32 * stride], DType::F32);
+    let (out, _) = degrade(&mut g, x, x, m, mid, bound);
+    let buffer = gpu.storage("degraded", out.bytes()).await?;
+    g.keep(out, &buffer);
+    // denoised = 1 x + 0 output: x is the denoised picture already.
+    let step = Step { c_skip: 1.0, c_out: 0.0, threshold, blur: blur_weights(sigma), ..Default::default() };
+    run_once(gpu, g, &step, None).await?;
+    let out = to_nchw(&buffer.read::<f32>(out.len() as usize).await?, shape);
+    let rows: Vec<f32> = mask.read(b * stride as usize).await?;
+    let mask = rows.chunks_exact(stride as usize).flat_map(|image| image[..h * w].to_vec()).collect();
+    Ok((HostTensor::new(shape, out), HostTensor::new([b, 1, h, w], mask)))
+}

@@ -1,0 +1,381 @@
+//! Rung 1, without a GPU: every kernel that the ops can ask for composes, validates, and is written for every driver, and
+//! its bindings and uniforms are those that the Rust side fills.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{AddressSpace, StorageAccess, TypeInner};
+use pollster::block_on;
+use scumble::gpu::device::NoopProfile;
+use scumble::gpu::graph::Node;
+use scumble::gpu::kernel::{Dialect, Kernel, Value};
+use scumble::gpu::{DType, Gpu, Graph, Tensor};
+use scumble::ops::attention::{Attention, attention, attention_with_mass};
+use scumble::ops::conv2d::{Taps, conv2d};
+use scumble::ops::degrade::degrade;
+use scumble::ops::group_norm::group_norm;
+use scumble::ops::guidance::{Degraded, guidance};
+use scumble::ops::layer_norm::layer_norm;
+use scumble::ops::lincomb::{MAX_TERMS, lincomb};
+use scumble::ops::matmul::{TYPES, matmul};
+use scumble::ops::pack::pack;
+use scumble::ops::time_embedding::time_embedding;
+use scumble::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm, Param};
+
+/// Variants forced for all ops that have them; the first set forces none and leaves the choice to the tables.
+const FORCED: [&[(&str, &str)]; 4] = [
+    &[],
+    &[("matmul", "register"), ("conv2d", "register"), ("attention", "register")],
+    &[("matmul", "tile"), ("conv2d", "tile"), ("attention", "tile"), ("attention_mass", "workgroup"), ("layer_norm", "workgroup")],
+    &[
+        ("matmul", "portable"),
+        ("conv2d", "portable"),
+        ("attention", "portable"),
+        ("attention_mass", "portable"),
+        ("layer_norm", "portable"),
+    ],
+];
+
+/// Channels of a head in the models that we know, and the awkward ones that the kernel tests use.
+const HEAD_DIMS: [u32; 10] = [4, 8, 12, 32, 40, 64, 80, 96, 160, 512];
+
+fn profiles() -> [NoopProfile; 4] {
+    [NoopProfile::BROWSER, NoopProfile::LAVAPIPE, NoopProfile::APPLE, NoopProfile::H200]
+}
+
+/// Records every op in every form that changes its kernel's text.
+struct Recorder<'a> {
+    gpu: &'a Gpu,
+    g: Graph,
+    weights: DType,
+}
+
+impl Recorder<'_> {
+    fn param(&self, dims: [u32; 4], dtype: DType) -> Param {
+        let bytes = dims.iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes();
+        Param { buffer: block_on(self.gpu.storage("parameter", bytes)).expect("a small buffer"), dims, dtype }
+    }
+
+    fn linear(&self, k: u32, n: u32, bias: bool) -> Linear {
+        let bias = bias.then(|| self.param([1, 1, 1, n], DType::F32));
+        Linear { weight: self.param([1, 1, k, n], self.weights), bias }
+    }
+
+    fn norm(&self, channels: u32) -> Norm {
+        let vector = || self.param([1, 1, 1, channels], DType::F32);
+        Norm { gamma: vector(), beta: vector(), eps: 1e-5 }
+    }
+
+    fn input(&mut self, dims: [u32; 4]) -> Tensor {
+        self.g.activation("input", dims)
+    }
+
+    /// Every bias, residual and output type, with one activation.
+    fn epilogues(&mut self, activation: Activation, out: [u32; 4]) -> Vec<(bool, Epilogue)> {
+        let rows = self.g.activation_f32("bias rows", [1, 1, 2, out[3] + 4]);
+        let residual = self.input(out);
+        let mut all = Vec::new();
+        for (own_bias, bias_rows, residual) in
+            [(false, None, None), (true, None, Some(residual)), (true, None, None), (false, Some(rows), Some(residual))]
+        {
+            let bias_rows = bias_rows.map(|tensor| BiasRows { tensor, offset: 4, rows: 9 });
+            for f32_out in [false, true] {
+                all.push((own_bias, Epilogue { activation, residual, bias_rows, f32_out }));
+            }
+        }
+        all
+    }
+
+    fn matmuls(&mut self) {
+        use Activation as A;
+        let a = self.input([2, 1, 9, 12]);
+        for activation in [A::None, A::Silu, A::Gelu, A::QuickGelu, A::Geglu] {
+            let columns = if activation == A::Geglu { 8 } else { 16 };
+            for (bias, epilogue) in self.epilogues(activation, [2, 1, 9, columns]) {
+                let layer = self.linear(12, 16, bias);
+                matmul(&mut self.g, a, &layer, epilogue);
+            }
+        }
+    }
+
+    fn convolutions(&mut self) {
+        let (x, y) = (self.input([2, 3, 3, 8]), self.input([2, 3, 3, 4]));
+        for (kernel, second) in [(1, None), (1, Some(y)), (3, None), (3, Some(y))] {
+            let channels = 8 + second.map_or(0, |y: Tensor| y.channels());
+            for (bias, epilogue) in self.epilogues(Activation::None, [2, 3, 3, 16]) {
+                let Linear { weight, bias } = self.linear(kernel * kernel * channels, 16, bias);
+                let layer = Conv { weight, bias, kernel };
+                conv2d(&mut self.g, x, second, &layer, Taps::same(kernel), epilogue);
+                if kernel == 3 && epilogue.residual.is_none() {
+                    conv2d(&mut self.g, x, second, &layer, Taps::resized([6, 6]), epilogue);
+                    conv2d(&mut self.g, x, second, &layer, Taps::half(), epilogue);
+                }
+            }
+        }
+    }
+
+    fn attentions(&mut self) {
+        for d in HEAD_DIMS {
+            let qkv = self.input([2, 1, 6, 2 * 3 * d]);
+            for causal in [false, true] {
+                let a = Attention { causal, ..Attention::fused(qkv, 2) };
+                attention(&mut self.g, &a);
+                attention_with_mass(&mut self.g, &a, 1);
+            }
+        }
+    }
+
+    fn norms(&mut self) {
+        let (x, y) = (self.input([2, 3, 3, 8]), self.input([2, 3, 3, 4]));
+        for silu in [false, true] {
+            let (one, two) = (self.norm(8), self.norm(12));
+            group_norm(&mut self.g, x, None, &one, 4, silu);
+            group_norm(&mut self.g, x, Some(y), &two, 4, silu);
+        }
+        let norm = self.norm(8);
+        layer_norm(&mut self.g, x, &norm);
+    }
+
+    /// The ops around the network: always f32.
+    fn sampling(&mut self) {
+        let f32s = |g: &mut Graph, dims| g.activation_f32("latents", dims);
+        let (x, both) = (f32s(&mut self.g, [1, 5, 5, 4]), f32s(&mut self.g, [2, 5, 5, 4]));
+        let (mass, mask) = (f32s(&mut self.g, [1, 1, 1, 4]), f32s(&mut self.g, [1, 1, 1, 28]));
+        let (degraded, renoised) = degrade(&mut self.g, x, both, mass, [2, 2], mask);
+        let out = f32s(&mut self.g, [1, 5, 5, 4]);
+        for outputs in [x, both] {
+            guidance(&mut self.g, x, outputs, None, out);
+            guidance(&mut self.g, x, outputs, Some(Degraded { degraded, renoised, again: x }), out);
+        }
+        for terms in 1..=MAX_TERMS {
+            lincomb(&mut self.g, out, &[x, degraded, renoised, x][..terms]);
+        }
+        pack(&mut self.g, x, 2);
+        let (times, table) = (f32s(&mut self.g, [1, 1, 1, 4]), self.param([1, 1, 1, 8], DType::F32));
+        time_embedding(&mut self.g, times, &table, 2, true);
+        time_embedding(&mut self.g, times, &table, 2, false);
+    }
+}
+
+/// Every op of every device kind, forced variant and element type.
+fn recordings() -> Vec<Graph> {
+    let mut graphs = Vec::new();
+    for profile in profiles() {
+        for variants in FORCED {
+            let gpu = block_on(Gpu::noop(&NoopProfile { variants, ..profile.clone() })).expect("the noop device");
+            // An output type of f32 whatever the input's is an epilogue's choice, and recorded with the epilogues.
+            for &(a, b, _) in TYPES {
+                if !profile.f16 && (a == DType::F16 || b == DType::F16) {
+                    continue;
+                }
+                let mut recorder = Recorder { gpu: &gpu, g: Graph::new(&gpu, a), weights: b };
+                recorder.matmuls();
+                recorder.convolutions();
+                recorder.attentions();
+                recorder.norms();
+                recorder.sampling();
+                graphs.push(recorder.g);
+            }
+        }
+    }
+    graphs
+}
+
+/// The nodes of `graphs`, one for each different text.
+fn nodes(graphs: &[Graph]) -> BTreeMap<String, &Node> {
+    let nodes = graphs.iter().flat_map(Graph::nodes);
+    nodes.map(|node| (node.kernel.compose(Dialect::Naga), node)).collect()
+}
+
+/// A node in words, for messages.
+fn name(node: &Node) -> String {
+    format!("{} {}/{} {:?}", node.kernel.source.path, node.op, node.variant, node.kernel.head)
+}
+
+fn uses_f16(kernel: &Kernel) -> bool {
+    kernel.head.iter().any(|(_, value)| matches!(value, Value::Type(text) if text.contains("f16")))
+}
+
+fn parse(text: &str, node: &Node) -> naga::Module {
+    naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{}: {}", name(node), e.emit_to_string(text)))
+}
+
+#[test]
+fn every_kernel_validates_and_is_written_for_every_driver() {
+    let graphs = recordings();
+    let nodes = nodes(&graphs);
+    assert!(nodes.len() > 300, "only {} different kernels", nodes.len());
+    for (text, node) in &nodes {
+        let module = parse(text, node);
+        // unpack2x16float is core WGSL; wgpu grants it on all but old GLES.
+        let mut capabilities = Capabilities::default() | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        capabilities.set(Capabilities::SHADER_FLOAT16, uses_f16(&node.kernel));
+        let validated = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
+        let info = validated.unwrap_or_else(|e| panic!("{}: {}", name(node), e.emit_to_string(text)));
+        write_spirv(&module, &info).unwrap_or_else(|e| panic!("{}: SPIR-V: {e}", name(node)));
+        write_metal(&module, &info).unwrap_or_else(|e| panic!("{}: MSL: {e}", name(node)));
+        write_hlsl(&module, &info).unwrap_or_else(|e| panic!("{}: HLSL: {e}", name(node)));
+    }
+}
+
+fn write_spirv(module: &naga::Module, info: &naga::valid::ModuleInfo) -> Result<Vec<u32>, naga::back::spv::Error> {
+    use naga::back::spv::{Options, PipelineOptions, write_vec};
+    let entry = PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: "main".into() };
+    write_vec(module, info, &Options::default(), Some(&entry))
+}
+
+fn write_metal(module: &naga::Module, info: &naga::valid::ModuleInfo) -> Result<String, naga::back::msl::Error> {
+    use naga::back::msl::{Options, PipelineOptions, write_string};
+    let options = Options { lang_version: (2, 4), ..Default::default() };
+    write_string(module, info, &options, &PipelineOptions::default()).map(|(text, _)| text)
+}
+
+fn write_hlsl(module: &naga::Module, info: &naga::valid::ModuleInfo) -> Result<String, naga::back::hlsl::Error> {
+    use naga::back::hlsl::{Options, PipelineOptions, ShaderModel, Writer};
+    // f16 needs 6.2; wgpu asks for what DXC offers.
+    let options = Options { shader_model: ShaderModel::V6_2, ..Default::default() };
+    let mut text = String::new();
+    Writer::new(&mut text, &options, &PipelineOptions::default()).write(module, info, None)?;
+    Ok(text)
+}
+
+#[test]
+fn bindings_and_uniforms_are_those_that_the_host_fills() {
+    let graphs = recordings();
+    for (text, node) in nodes(&graphs) {
+        let module = parse(&text, node);
+        let (mut storage, mut uniforms) = (BTreeMap::new(), BTreeMap::new());
+        for (_, global) in module.global_variables.iter() {
+            let Some(binding) = &global.binding else { continue };
+            let at = (binding.group, binding.binding);
+            match global.space {
+                AddressSpace::Storage { access } => drop(storage.insert(at, access)),
+                AddressSpace::Uniform => drop(uniforms.insert(at, words(&module, global.ty, node))),
+                other => panic!("{}: a binding in {other:?}", name(node)),
+            }
+        }
+        let reads = std::iter::repeat_n(StorageAccess::LOAD, node.reads.len());
+        let writes = std::iter::repeat_n(StorageAccess::LOAD | StorageAccess::STORE, node.writes.len());
+        let expected: BTreeMap<_, _> = reads.chain(writes).zip(0..).map(|(access, i)| ((0, i), access)).collect();
+        assert_eq!(storage, expected, "{}: storage bindings", name(node));
+
+        let dims = uniforms.remove(&(0, expected.len() as u32));
+        let dims = dims.unwrap_or_else(|| panic!("{}: no dims after the storage bindings", name(node)));
+        assert_eq!(dims.len(), node.dims.len(), "{}: Dims {dims:?}", name(node));
+
+        let step = uniforms.remove(&(1, 0));
+        assert_eq!(step.is_some(), node.step, "{}: group 1", name(node));
+        if let Some(fields) = step {
+            // lincomb's coefficients are four floats; all others read the scalars of a model call.
+            let own: &[&str] = if node.op == "lincomb" { &["c0", "c1", "c2", "c3"] } else { &common::STEP_FIELDS };
+            assert_eq!(fields, own, "{}: step scalars", name(node));
+        }
+        assert!(uniforms.is_empty(), "{}: more uniforms {uniforms:?}", name(node));
+    }
+    assert_eq!(size_of::<common::Step>(), 4 * common::STEP_FIELDS.len());
+}
+
+/// The field names of a uniform struct, each of which must be one 4-byte scalar.
+fn words(module: &naga::Module, ty: naga::Handle<naga::Type>, node: &Node) -> Vec<String> {
+    let TypeInner::Struct { members, span } = &module.types[ty].inner else { panic!("{}: a uniform that is no struct", name(node)) };
+    assert_eq!(*span as usize, 4 * members.len(), "{}: padding in a uniform", name(node));
+    for member in members {
+        let scalar = matches!(&module.types[member.ty].inner, TypeInner::Scalar(scalar) if scalar.width == 4);
+        assert!(scalar, "{}: {:?} is no 4-byte scalar", name(node), member.name);
+    }
+    members.iter().map(|member| member.name.clone().unwrap_or_default()).collect()
+}
+
+#[test]
+fn the_browsers_text_differs_in_its_first_line_only() {
+    let graphs = recordings();
+    for (text, node) in nodes(&graphs) {
+        let browser = node.kernel.compose(Dialect::Browser);
+        assert_eq!(text.lines().count(), browser.lines().count(), "{}: lines", name(node));
+        assert!(text.lines().skip(1).eq(browser.lines().skip(1)), "{}: lines after the first", name(node));
+        assert!(!browser.lines().skip(1).any(|line| line.contains("enable ")), "{}: a late enable", name(node));
+        let first = browser.lines().next().unwrap_or_default();
+        assert_eq!(first.contains("enable f16;"), uses_f16(&node.kernel), "{}: {first}", name(node));
+        assert!(first.ends_with(node.kernel.source.text.lines().next().unwrap_or_default()), "{}: {first}", name(node));
+        if !first.contains("enable subgroups;") {
+            parse(&browser, node);
+        }
+        // A compiler's line is the file's line: only declarations of head names may differ.
+        for (own, composed) in node.kernel.source.text.lines().zip(browser.lines()).skip(1) {
+            let head = own.starts_with("const ") || own.starts_with("alias ");
+            assert!(own == composed || head, "{}: {own:?} became {composed:?}", name(node));
+        }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The files under `folder` whose name ends in `.ext`, sorted.
+fn files(folder: &Path, ext: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder of the repository") {
+        let path = entry.expect("a folder entry").path();
+        if path.is_dir() {
+            found.extend(files(&path, ext));
+        } else if path.extension().is_some_and(|e| e == ext) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn no_kernel_file_is_dead() {
+    let graphs = recordings();
+    let mut reached = BTreeSet::new();
+    for node in graphs.iter().flat_map(Graph::nodes) {
+        reached.insert(node.kernel.source.path);
+        reached.extend(node.kernel.source.libs.iter().map(|(path, _)| *path));
+        reached.extend(node.kernel.libs.iter().map(|lib| lib.path));
+    }
+    let folder = root().join("kernels");
+    let paths = files(&folder, "wgsl");
+    let relative = paths.iter().map(|path| path.strip_prefix(&folder).expect("under kernels/").to_string_lossy().replace('\\', "/"));
+    let there: BTreeSet<String> = relative.collect();
+    assert_eq!(there, reached.iter().map(|path| (*path).to_owned()).collect(), "kernel files, and those that ops can reach");
+}
+
+#[test]
+fn every_kernel_file_opens_with_its_sentence() {
+    for path in files(&root().join("kernels"), "wgsl") {
+        let text = std::fs::read_to_string(&path).expect("a kernel file");
+        let opening: String = text.lines().take_while(|line| line.starts_with("//")).collect();
+        assert!(opening.starts_with("// ") && opening.contains('.'), "{}: opens with {opening:?}", path.display());
+    }
+}
+
+/// story → ops → gpu → wgpu, read off the `use`s and paths.
+#[test]
+fn arrows_go_one_way() {
+    let src = root().join("src");
+    for path in files(&src, "rs") {
+        let text = std::fs::read_to_string(&path).expect("a source file");
+        assert!(text.starts_with("//! "), "{}: opens without its sentence", path.display());
+        let layer = path.strip_prefix(&src).expect("under src/").iter().next().expect("a name").to_string_lossy().into_owned();
+        for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let here = format!("{}:{}: {}", path.display(), at + 1, line.trim());
+            assert!(layer == "gpu" || !line.contains("wgpu::"), "{here}: only src/gpu names wgpu");
+            for module in line.split("crate::").skip(1).map(|rest| rest.split(|c: char| c != '_' && !c.is_alphanumeric()).next()) {
+                let module = module.unwrap_or_default();
+                let fine = match layer.as_str() {
+                    // The names of variants that the user forces are checked against the ops' tables when a device opens.
+                    "gpu" => ["", "error", "gpu"].contains(&module) || line.contains("ops::check_variant"),
+                    "ops" => ["", "error", "gpu", "ops"].contains(&module),
+                    _ => true,
+                };
+                assert!(fine, "{here}: {layer} names {module}");
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Is what the device computed what the reference says? One table of limits, by what is stored.
+
+use crate::harness::Place;
+
+/// How far a result may be from its reference.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// The row's name.
+    pub name: &'static str,
+    /// Squared differences over squared references.
+    pub nmse: f64,
+    /// The largest difference over the largest reference.
+    pub max: f64,
+}
+
+/// Results stored in f32, computed in f32.
+pub const F32: Limit = Limit { name: "f32", nmse: 1e-10, max: 1e-5 };
+/// Results stored in f16, computed in f32: the storage's rounding, 2^-11 at most, and WGSL leaves its direction open.
+pub const F16: Limit = Limit { name: "f16", nmse: 1e-6, max: 1e-3 };
+/// Norms in f32 of inputs whose mean is a thousand times their spread: ten bits of the input's digits are gone before.
+pub const F32_LARGE_MEAN: Limit = Limit { name: "f32, mean 1000", nmse: 1e-7, max: 1e-3 };
+
+/// The row for an element type.
+pub fn limit(dtype: scumble::gpu::DType) -> Limit {
+    match dtype {
+        scumble::gpu::DType::F32 => F32,
+        _ => F16,
+    }
+}
+
+/// Compare all elements. The device's NaNs (poison that nothing overwrote, too) fail; beyond the reference's end the
+/// poison must still be there.
+pub fn check(place: &Place, limit: Limit, case: &str, got: &[f64], expected: &[f64]) {
+    let device = &place.gpu.caps().name;
+    let here = format!("{}/{} on {device}, {case}", place.op, place.variant);
+    assert!(got.len() >= expected.len(), "{here}: {} elements, expected {}", got.len(), expected.len());
+    let (got, rest) = got.split_at(expected.len());
+    assert!(rest.iter().all(|v| v.is_nan()), "{here}: something was written beyond the last element");
+    if let Some(at) = got.iter().position(|v| !v.is_finite()) {
+        panic!("{here}: element {at} of {} is {} (NaN: perhaps not written), expected {}", got.len(), got[at], expected[at]);
+    }
+    let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    let scale: f64 = expected.iter().map(|v| v * v).sum();
+    let (mut worst, mut sum) = (0, 0.0);
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        sum += (g - e) * (g - e);
+        if (g - e).abs() > (got[worst] - expected[worst]).abs() {
+            worst = i;
+        }
+    }
+    // A reference of zeros asks for zeros.
+    let ratio = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { part };
+    let (nmse, max) = (ratio(sum, scale), ratio((got[worst] - expected[worst]).abs(), largest));
+    if std::env::var_os("SCUMBLE_MEASURE").is_some() {
+        println!("measured\t{}\t{}\t{}\t{nmse:.1e}\t{max:.1e}\t{case}", place.op, place.variant, limit.name);
+    }
+    assert!(
+        nmse <= limit.nmse && max <= limit.max,
+        "{here}: NMSE {nmse:.1e} (limit {:.0e}), largest difference {max:.1e} (limit {:.0e}): element {worst} is {}, expected {}",
+        limit.nmse,
+        limit.max,
+        got[worst],
+        expected[worst]
+    );
+}

@@ -1,0 +1,195 @@
+//! conv2d against its definition: concatenate, resize, pad, then Σ over taps and channels, then the epilogue.
+
+use scumble::gpu::DType;
+use scumble::ops::conv2d::{Taps, conv2d};
+use scumble::ops::matmul::TYPES;
+use scumble::ops::{Activation, Conv};
+
+use crate::compare::{check, limit};
+use crate::epilogue::{Bias, Form, HostEpilogue, PLAIN};
+use crate::harness::{Place, everywhere};
+use crate::values::{Host, normal, weights};
+
+/// One convolution: x [batch, h, w, c] and y [batch, h, w, c2] (none if 0) to `out` channels.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    batch: u32,
+    size: [u32; 2],
+    channels: [u32; 2],
+    out: u32,
+    kernel: u32,
+    taps: Taps,
+    form: Form,
+}
+
+const BASE: Case = Case {
+    batch: 1,
+    size: [5, 5],
+    channels: [8, 0],
+    out: 12,
+    kernel: 3,
+    taps: Taps { stride: 1, pad: [1, 1], resize: None },
+    form: PLAIN,
+};
+
+/// PyTorch's nearest neighbour: f32 scale, floor.
+pub fn nearest(index: usize, from: u32, to: u32) -> usize {
+    let scale = from as f32 / to as f32;
+    ((index as f32 * scale) as usize).min(from as usize - 1)
+}
+
+/// [batch, H, W, C + C'] after concatenation and resize, and H, W.
+fn input(case: &Case, x: &Host, y: &Host) -> (Vec<f64>, [u32; 2]) {
+    let ([h, w], size) = (case.size, case.taps.resize.unwrap_or(case.size));
+    let mut all = Vec::new();
+    for b in 0..case.batch as usize {
+        for i in 0..size[0] as usize {
+            for j in 0..size[1] as usize {
+                let pixel = (b * h as usize + nearest(i, h, size[0])) * w as usize + nearest(j, w, size[1]);
+                for (source, c) in [(x, case.channels[0] as usize), (y, case.channels[1] as usize)] {
+                    all.extend_from_slice(&source.values[pixel * c..(pixel + 1) * c]);
+                }
+            }
+        }
+    }
+    (all, size)
+}
+
+/// out[b, y, x, o] = Σ_i Σ_j Σ_c in[b, y s + i - pad, x s + j - pad, c] w[(i k + j) C + c, o], zero outside.
+fn convolve(case: &Case, x: &Host, y: &Host, weight: &Host) -> (Vec<f64>, [u32; 4]) {
+    let (image, [h, w]) = input(case, x, y);
+    let (k, c, n) = (case.kernel as usize, (case.channels[0] + case.channels[1]) as usize, case.out as usize);
+    let Taps { stride, pad: [before, after], .. } = case.taps;
+    let size = |len: u32| (len + before + after - case.kernel) / stride + 1;
+    let dims = [case.batch, size(h), size(w), case.out];
+    let mut out = Vec::new();
+    for at in 0..(dims[0] * dims[1] * dims[2]) as usize {
+        let (b, oy, ox) = (at / (dims[1] * dims[2]) as usize, at / dims[2] as usize % dims[1] as usize, at % dims[2] as usize);
+        let mut sums = vec![0.0; n];
+        for tap in 0..k * k {
+            let iy = (oy * stride as usize + tap / k).wrapping_sub(before as usize);
+            let ix = (ox * stride as usize + tap % k).wrapping_sub(before as usize);
+            if iy >= h as usize || ix >= w as usize {
+                continue;
+            }
+            let pixel = (b * h as usize + iy) * w as usize + ix;
+            for i in 0..c {
+                let row = &weight.values[(tap * c + i) * n..][..n];
+                sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += image[pixel * c + i] * weight);
+            }
+        }
+        out.extend(sums);
+    }
+    (out, dims)
+}
+
+fn check_case(place: &Place, types: (DType, DType, DType), case: Case) {
+    let (a_type, b_type, c_type) = types;
+    if !place.takes(&[a_type, b_type]) {
+        return;
+    }
+    let case = Case { form: Form { f32_out: a_type != c_type, ..case.form }, ..case };
+    let Case { batch, size: [h, w], channels: [c, c2], out, kernel, taps, form } = case;
+    let x = normal(11, [batch, h, w, c], a_type);
+    let y = Host { dims: [batch, h, w, c2], dtype: a_type, values: normal(12, [batch, h, w, c2], a_type).values };
+    let weight = weights(13, kernel * kernel * (c + c2), out, b_type);
+    let (sums, dims) = convolve(&case, &x, &y, &weight);
+    let epilogue = HostEpilogue::new(form, dims[0] * dims[1] * dims[2], out, a_type);
+    let mut run = place.start(a_type);
+    let first = run.bind(&x);
+    let second = (c2 > 0).then(|| run.bind(&y));
+    let layer = Conv { weight: weight.param(&run.gpu), bias: epilogue.own(&run.gpu), kernel };
+    let bound = epilogue.bind(&mut run, dims);
+    let result = conv2d(&mut run.g, first, second, &layer, taps, bound);
+    assert_eq!((result.dims, result.dtype), (dims, c_type), "{case:?}");
+    assert!(run.forced(place));
+    let got = run.finish(&[result]);
+    check(place, limit(c_type), &format!("{types:?} {case:?}"), &got[0], &epilogue.reference(&sums));
+}
+
+const F32: (DType, DType, DType) = (DType::F32, DType::F32, DType::F32);
+
+#[test]
+fn same_size() {
+    everywhere("conv2d", |place| {
+        for (size, channels, out) in [([5, 5], 4, 4), ([7, 5], 12, 20), ([1, 1], 8, 8), ([1, 6], 4, 12), ([9, 1], 4, 100), ([12, 11], 36, 72)] {
+            check_case(place, F32, Case { size, channels: [channels, 0], out, ..BASE });
+            check_case(place, F32, Case { size, channels: [channels, 0], out, kernel: 1, taps: Taps::same(1), ..BASE });
+        }
+    });
+}
+
+#[test]
+fn every_type() {
+    everywhere("conv2d", |place| {
+        for &types in TYPES {
+            check_case(place, types, Case { size: [9, 8], channels: [20, 0], ..BASE });
+            check_case(place, types, Case { size: [9, 8], channels: [40, 0], out: 36, kernel: 1, taps: Taps::same(1), ..BASE });
+        }
+    });
+}
+
+#[test]
+fn a_batch() {
+    everywhere("conv2d", |place| check_case(place, F32, Case { batch: 2, size: [7, 9], ..BASE }));
+}
+
+#[test]
+fn halving_as_the_unet_does() {
+    everywhere("conv2d", |place| {
+        for size in [[8, 8], [5, 5], [7, 4], [1, 3], [2, 1]] {
+            check_case(place, F32, Case { batch: 2, size, taps: Taps::half(), ..BASE });
+        }
+    });
+}
+
+#[test]
+fn halving_as_the_vae_does() {
+    everywhere("conv2d", |place| {
+        for size in [[8, 8], [5, 5], [7, 4], [2, 3]] {
+            check_case(place, F32, Case { batch: 2, size, taps: Taps::half_after(), ..BASE });
+        }
+    });
+}
+
+#[test]
+fn resize_then_convolve() {
+    everywhere("conv2d", |place| {
+        for (size, to) in [([5, 5], [10, 10]), ([3, 5], [5, 9]), ([5, 3], [9, 5]), ([1, 2], [1, 3]), ([7, 13], [13, 25]), ([4, 4], [7, 8])] {
+            check_case(place, F32, Case { batch: 2, size, taps: Taps::resized(to), ..BASE });
+        }
+    });
+}
+
+#[test]
+fn two_sources() {
+    everywhere("conv2d", |place| {
+        for channels in [[8, 4], [4, 20], [36, 12]] {
+            for &types in TYPES {
+                check_case(place, types, Case { batch: 2, size: [5, 7], channels, ..BASE });
+            }
+            check_case(place, F32, Case { batch: 2, channels, kernel: 1, taps: Taps::same(1), ..BASE });
+            check_case(place, F32, Case { channels, taps: Taps::resized([9, 10]), ..BASE });
+        }
+    });
+}
+
+#[test]
+fn epilogues() {
+    everywhere("conv2d", |place| {
+        let forms = [
+            Form { bias: Bias::None, ..PLAIN },
+            Form { bias: Bias::None, residual: true, ..PLAIN },
+            Form { residual: true, ..PLAIN },
+            Form { activation: Activation::Silu, ..PLAIN },
+            // The time projections of a residual block: one row for the batch, or one an image.
+            Form { bias: Bias::Rows { rows: 70, offset: 8 }, ..PLAIN },
+            Form { bias: Bias::Rows { rows: 35, offset: 4 }, residual: true, ..PLAIN },
+        ];
+        for form in forms {
+            for &types in TYPES {
+                check_case(place, types, Case { batch: 2, size: [7, 5], form, ..BASE });
+            }
+        }
+    });
+}

@@ -1,0 +1,114 @@
+//! group_norm against (x - mean) / √(var + eps) · gamma + beta over each group of each image, then SiLU.
+
+use scumble::gpu::DType;
+use scumble::ops::group_norm::group_norm;
+
+use crate::compare::{F32_LARGE_MEAN, Limit, check, limit};
+use crate::epilogue::silu;
+use crate::harness::{Place, everywhere};
+use crate::values::{Host, HostNorm, normal_at};
+
+/// One norm of x [.., channels[0]] and y [.., channels[1]] (none if 0).
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    size: [u32; 3],
+    channels: [u32; 2],
+    groups: u32,
+    silu: bool,
+    mean: f64,
+    deviation: f64,
+}
+
+const BASE: Case = Case { size: [2, 5, 7], channels: [12, 0], groups: 4, silu: false, mean: 0.3, deviation: 2.0 };
+
+fn reference(case: &Case, x: &Host, y: &Host, norm: &HostNorm) -> Vec<f64> {
+    let ([c, c2], pixels) = (case.channels.map(|c| c as usize), (case.size[1] * case.size[2]) as usize);
+    let (all, group) = (c + c2, (c + c2) / case.groups as usize);
+    let value = |pixel: usize, ch: usize| if ch < c { x.values[pixel * c + ch] } else { y.values[pixel * c2 + ch - c] };
+    let mut out = vec![0.0; case.size[0] as usize * pixels * all];
+    for image in 0..case.size[0] as usize {
+        for first in (0..all).step_by(group) {
+            let elements = || (0..pixels).flat_map(move |p| (first..first + group).map(move |ch| (image * pixels + p, ch)));
+            let count = (pixels * group) as f64;
+            let mean = elements().map(|(p, ch)| value(p, ch)).sum::<f64>() / count;
+            let variance = elements().map(|(p, ch)| (value(p, ch) - mean).powi(2)).sum::<f64>() / count;
+            for (p, ch) in elements() {
+                let unit = (value(p, ch) - mean) / (variance + f64::from(norm.eps)).sqrt();
+                let scaled = unit * norm.gamma.values[ch] + norm.beta.values[ch];
+                out[p * all + ch] = if case.silu { silu(scaled) } else { scaled };
+            }
+        }
+    }
+    out
+}
+
+fn check_case(place: &Place, dtype: DType, limit: Limit, case: Case) {
+    let ([b, h, w], [c, c2]) = (case.size, case.channels);
+    let source = |seed, channels| normal_at(seed, [b, h, w, channels], dtype, case.mean, case.deviation);
+    let (x, y) = (source(21, c), source(22, c2));
+    let norm = HostNorm::new(23, c + c2, 1e-5);
+    let mut run = place.start(dtype);
+    let first = run.bind(&x);
+    let second = (c2 > 0).then(|| run.bind(&y));
+    let params = norm.norm(&run.gpu);
+    let out = group_norm(&mut run.g, first, second, &params, case.groups, case.silu);
+    assert_eq!(out.dims, [b, h, w, c + c2]);
+    let got = run.finish(&[out]);
+    check(place, limit, &format!("{dtype:?} {case:?}"), &got[0], &reference(&case, &x, &y, &norm));
+}
+
+fn check_types(place: &Place, case: Case) {
+    for dtype in place.activations() {
+        check_case(place, dtype, limit(dtype), case);
+    }
+}
+
+#[test]
+fn groups_of_every_width() {
+    everywhere("group_norm", |place| {
+        // Channels of a group: 1, 2, 3, 10, 8, all.
+        for (channels, groups) in [(4, 4), (8, 4), (12, 4), (40, 4), (64, 8), (20, 1)] {
+            check_types(place, Case { channels: [channels, 0], groups, ..BASE });
+        }
+    });
+}
+
+#[test]
+fn silu_after() {
+    everywhere("group_norm", |place| check_types(place, Case { silu: true, ..BASE }));
+}
+
+/// The seam between the sources lies inside a group (10 of 20 channels with 3 groups: no; 8 + 4 in groups of 3: yes).
+#[test]
+fn two_sources_with_a_group_across_the_seam() {
+    everywhere("group_norm", |place| {
+        for (channels, groups) in [([8, 4], 4), ([4, 20], 8), ([20, 20], 4), ([4, 16], 1)] {
+            check_types(place, Case { channels, groups, silu: true, ..BASE });
+        }
+    });
+}
+
+/// More pixels than 64 chunks of 16, so that chunks grow; a last chunk that is short.
+#[test]
+fn many_chunks() {
+    everywhere("group_norm", |place| {
+        for size in [[1, 33, 37], [2, 40, 40], [1, 1, 1], [1, 1, 17]] {
+            check_types(place, Case { size, ..BASE });
+        }
+    });
+}
+
+#[test]
+fn a_large_mean_does_not_cancel() {
+    everywhere("group_norm", |place| {
+        for size in [[1, 5, 7], [1, 33, 37]] {
+            check_case(place, DType::F32, F32_LARGE_MEAN, Case { size, mean: 1e3, deviation: 1.0, ..BASE });
+        }
+    });
+}
+
+/// Values at which a sum of squares leaves f16 and the mean of squares loses f32's digits.
+#[test]
+fn a_large_spread_does_not_overflow() {
+    everywhere("group_norm", |place| check_types(place, Case { mean: 100.0, deviation: 8000.0, ..BASE }));
+}

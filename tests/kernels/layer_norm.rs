@@ -1,0 +1,60 @@
+//! layer_norm against (x - mean) / √(var + eps) · gamma + beta over the channels of each row.
+
+use scumble::gpu::DType;
+use scumble::ops::layer_norm::layer_norm;
+
+use crate::compare::{F32_LARGE_MEAN, Limit, check, limit};
+use crate::harness::{Place, everywhere};
+use crate::values::{Host, HostNorm, normal_at};
+
+fn reference(x: &Host, norm: &HostNorm) -> Vec<f64> {
+    let mut out = Vec::with_capacity(x.values.len());
+    for row in x.values.chunks_exact(x.channels()) {
+        let count = row.len() as f64;
+        let mean = row.iter().sum::<f64>() / count;
+        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
+        let scale = 1.0 / (variance + f64::from(norm.eps)).sqrt();
+        out.extend(row.iter().zip(&norm.gamma.values).zip(&norm.beta.values).map(|((v, g), b)| (v - mean) * scale * g + b));
+    }
+    out
+}
+
+fn check_case(place: &Place, dtype: DType, limit: Limit, dims: [u32; 4], mean: f64) {
+    let x = normal_at(31, dims, dtype, mean, 1.0);
+    let norm = HostNorm::new(32, dims[3], 1e-5);
+    let mut run = place.start(dtype);
+    let input = run.bind(&x);
+    let params = norm.norm(&run.gpu);
+    let out = layer_norm(&mut run.g, input, &params);
+    assert_eq!(out.dims, dims);
+    assert!(run.forced(place));
+    let got = run.finish(&[out]);
+    check(place, limit, &format!("{dtype:?} {dims:?} mean {mean}"), &got[0], &reference(&x, &norm));
+}
+
+#[test]
+fn every_width() {
+    everywhere("layer_norm", |place| {
+        for dtype in place.activations() {
+            for (rows, channels) in [(1, 4), (7, 12), (130, 32), (65, 96), (3, 260), (5, 768), (2, 1280)] {
+                check_case(place, dtype, limit(dtype), [1, 1, rows, channels], 0.5);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_batch_of_grids() {
+    everywhere("layer_norm", |place| check_case(place, DType::F32, limit(DType::F32), [2, 3, 5, 20], 0.0));
+}
+
+#[test]
+fn a_large_mean_does_not_cancel() {
+    everywhere("layer_norm", |place| check_case(place, DType::F32, F32_LARGE_MEAN, [1, 1, 9, 320], 1e3));
+}
+
+/// More rows than one dimension of a dispatch has workgroups: the grid folds.
+#[test]
+fn more_rows_than_a_grid_is_wide() {
+    everywhere("layer_norm", |place| check_case(place, DType::F32, limit(DType::F32), [1, 1, 65_600, 4], 0.0));
+}

@@ -1,0 +1,24 @@
+//! Rung 3: every op, in every variant and element type that this device runs, against a plain f64 reference.
+//!
+//! The device is the best one of this machine, or the one that SCUMBLE_DEVICE names. SCUMBLE_MEASURE=1 prints what every
+//! comparison measured. See tests/README.md.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod compare;
+mod harness;
+mod values;
+
+mod attention;
+mod conv2d;
+mod degrade;
+mod epilogue;
+mod group_norm;
+mod guidance;
+mod layer_norm;
+mod lincomb;
+mod mass;
+mod matmul;
+mod pack;
+mod time_embedding;

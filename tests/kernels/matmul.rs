@@ -1,0 +1,120 @@
+//! matmul against Σ_k a[m, k] b[k, n], then the epilogue.
+
+use scumble::gpu::DType;
+use scumble::ops::matmul::{TYPES, matmul};
+use scumble::ops::{Activation, Linear};
+
+use crate::compare::{check, limit};
+use crate::epilogue::{Bias, Form, HostEpilogue, PLAIN};
+use crate::harness::{Place, everywhere};
+use crate::values::{Host, normal, weights};
+
+/// Σ_k a[m, k] b[k, n]
+fn product(a: &Host, b: &Host) -> Vec<f64> {
+    let (k, n) = (b.dims[2] as usize, b.dims[3] as usize);
+    let mut c = Vec::with_capacity(a.values.len() / k * n);
+    for row in a.values.chunks_exact(k) {
+        c.extend((0..n).map(|j| (0..k).map(|i| row[i] * b.values[i * n + j]).sum::<f64>()));
+    }
+    c
+}
+
+/// One matmul of types (A, B, C) and shape [m, n, k].
+fn case(place: &Place, types: (DType, DType, DType), [m, n, k]: [u32; 3], form: Form) {
+    let (a_type, b_type, c_type) = types;
+    if !place.takes(&[a_type, b_type]) {
+        return;
+    }
+    let form = Form { f32_out: a_type != c_type, ..form };
+    let columns = if form.activation == Activation::Geglu { n / 2 } else { n };
+    let (a, b) = (normal(1, [1, 1, m, k], a_type), weights(2, k, n, b_type));
+    let epilogue = HostEpilogue::new(form, m, n, a_type);
+    let mut run = place.start(a_type);
+    let input = run.bind(&a);
+    let layer = Linear { weight: b.param(&run.gpu), bias: epilogue.own(&run.gpu) };
+    let bound = epilogue.bind(&mut run, [1, 1, m, columns]);
+    let out = matmul(&mut run.g, input, &layer, bound);
+    if !run.forced(place) {
+        return;
+    }
+    assert_eq!((out.dims, out.dtype), ([1, 1, m, columns], c_type));
+    let got = run.finish(&[out]);
+    check(place, limit(c_type), &format!("{types:?} m {m} n {n} k {k} {form:?}"), &got[0], &epilogue.reference(&product(&a, &b)));
+}
+
+const F32: (DType, DType, DType) = (DType::F32, DType::F32, DType::F32);
+
+#[test]
+fn awkward_shapes() {
+    everywhere("matmul", |place| {
+        for m in [1, 7, 8, 64, 130] {
+            for (n, k) in [(4, 4), (12, 36), (20, 100), (64, 12), (100, 768), (192, 4), (192, 100)] {
+                case(place, F32, [m, n, k], PLAIN);
+            }
+        }
+    });
+}
+
+#[test]
+fn every_type() {
+    everywhere("matmul", |place| {
+        for &types in TYPES {
+            for shape in [[7, 12, 36], [65, 100, 100], [130, 64, 768]] {
+                case(place, types, shape, PLAIN);
+            }
+        }
+    });
+}
+
+#[test]
+fn every_activation() {
+    use Activation as A;
+    everywhere("matmul", |place| {
+        for activation in [A::None, A::Silu, A::Gelu, A::QuickGelu, A::Geglu] {
+            for &types in TYPES {
+                case(place, types, [65, 40, 36], Form { activation, ..PLAIN });
+            }
+            case(place, F32, [9, 8, 4], Form { activation, bias: Bias::None, ..PLAIN });
+        }
+    });
+}
+
+#[test]
+fn residual_with_and_without_bias() {
+    everywhere("matmul", |place| {
+        for &types in TYPES {
+            for bias in [Bias::None, Bias::Own] {
+                case(place, types, [65, 20, 36], Form { bias, residual: true, ..PLAIN });
+            }
+        }
+    });
+}
+
+#[test]
+fn residual_comes_after_the_activation() {
+    everywhere("matmul", |place| case(place, F32, [9, 12, 8], Form { activation: Activation::Silu, residual: true, ..PLAIN }));
+}
+
+#[test]
+fn bias_rows() {
+    everywhere("matmul", |place| {
+        for (rows, offset) in [(65, 0), (65, 4), (13, 16), (1, 8)] {
+            case(place, F32, [65, 20, 12], Form { bias: Bias::Rows { rows, offset }, ..PLAIN });
+        }
+    });
+}
+
+/// A batch of images is so many more rows, and the result keeps the input's grid.
+#[test]
+fn images_are_rows() {
+    everywhere("matmul", |place| {
+        let (a, b) = (normal(3, [2, 3, 5, 8], DType::F32), weights(4, 8, 12, DType::F32));
+        let mut run = place.start(DType::F32);
+        let input = run.bind(&a);
+        let layer = Linear { weight: b.param(&run.gpu), bias: None };
+        let out = matmul(&mut run.g, input, &layer, Default::default());
+        assert_eq!(out.dims, [2, 3, 5, 12]);
+        let got = run.finish(&[out]);
+        check(place, limit(DType::F32), "2x3x5x8", &got[0], &product(&a, &b));
+    });
+}

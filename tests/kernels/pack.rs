@@ -1,0 +1,28 @@
+//! pack against c_in · x, repeated along the batch, in the network's element type.
+
+use scumble::gpu::DType;
+use scumble::ops::pack::pack;
+
+use crate::common::Step;
+use crate::compare::{check, limit};
+use crate::harness::everywhere;
+use crate::values::normal;
+
+#[test]
+fn scales_casts_and_repeats() {
+    everywhere("pack", |place| {
+        for dtype in place.activations() {
+            for (dims, times) in [([1, 5, 7, 4], 1), ([1, 5, 7, 4], 2), ([2, 3, 3, 4], 2), ([1, 9, 8, 12], 3)] {
+                let x = normal(61, dims, DType::F32);
+                let c_in = 0.0683f32;
+                let mut run = place.start(dtype);
+                let input = run.bind(&x);
+                let out = pack(&mut run.g, input, times);
+                assert_eq!((out.dims, out.dtype), ([dims[0] * times, dims[1], dims[2], dims[3]], dtype));
+                let got = run.finish_steps(&[Step { c_in, ..Default::default() }], &[out]);
+                let once: Vec<f64> = x.values.iter().map(|v| v * f64::from(c_in)).collect();
+                check(place, limit(dtype), &format!("{dims:?} x {times} as {dtype:?}"), &got[0], &once.repeat(times as usize));
+            }
+        }
+    });
+}
