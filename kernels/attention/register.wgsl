@@ -1,6 +1,7 @@
-// softmax(Q K^T scale) V, streaming over the keys, without workgroup memory or barriers, for software devices: one thread
-// for one query of one head, four keys at a time. The workgroups of a head are its own, so that neighbouring threads read the
-// same keys and a load serves all lanes of a subgroup. Grid (queries/64, heads, B).
+// softmax(Q K^T scale) V, streaming over the keys eight at a time, without workgroup memory or barriers, for software devices:
+// one thread for one query and 32 channels of one head's output (wider heads compute their scores once for each 32).
+// The 8 threads of a workgroup read the same keys (kernels/lib/keys_each.wgsl or keys_shared.wgsl).
+// Grid (queries/8, heads ceil(D4/8), B).
 alias elem4 = vec4<f32>;
 const D4: u32 = 8u;                 // head dim / 4
 const CAUSAL: bool = false;         // a query sees keys up to its own position (CLIP)
@@ -20,51 +21,56 @@ struct Dims {
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;     // [B, heads, queries]
 @group(0) @binding(4) var<uniform> dims: Dims;
 
-const LOWEST: f32 = -3.0e38;
+// Below every score, and far enough from f32's end that exp of a difference meets no infinity (fast math forbids them).
+const LOWEST: f32 = -1.0e30;
 
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(workgroup_id) wid: vec3<u32>) {
-    let query = min(id.x, dims.queries - 1u);
-    let head = wid.y;
+
+@compute @workgroup_size(8)
+fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) wid: vec3<u32>) {
+    let parts = (D4 + 7u) / 8u;
+    let mine = wid.x * 8u + lane;
+    let query = min(mine, dims.queries - 1u);
+    let head = wid.y / parts;
+    let first = wid.y % parts * 8u;                     // of the output's channel groups
     let batch = wid.z;
     let q_at = (batch * dims.queries + query) * dims.q_stride4 + dims.q_offset4 + head * D4;
     let kv_at = batch / dims.kv_repeat * dims.keys * dims.kv_stride4 + head * D4;
-    var acc: array<vec4<f32>, D4>;
-    var mine: array<vec4<f32>, D4>;
-    for (var d = 0u; d < D4; d++) {
-        acc[d] = vec4<f32>(0.0);
-        mine[d] = vec4<f32>(q[q_at + d]) * dims.scale;
-    }
+    var acc: array<vec4<f32>, 8>;
+    var p: array<f32, 8>;
+    for (var i = 0u; i < 8u; i++) { acc[i] = vec4<f32>(0.0); }
     var highest = LOWEST;
     var sum = 0.0;
     let end = select(dims.keys, query + 1u, CAUSAL);
-    for (var key = 0u; key < dims.keys; key += 4u) {
-        // Beyond the last key the last is read again, and its score thrown away.
-        let row0 = kv_at + key * dims.kv_stride4;
-        let row1 = kv_at + min(key + 1u, dims.keys - 1u) * dims.kv_stride4;
-        let row2 = kv_at + min(key + 2u, dims.keys - 1u) * dims.kv_stride4;
-        let row3 = kv_at + min(key + 3u, dims.keys - 1u) * dims.kv_stride4;
-        var score = vec4<f32>(0.0);
+    for (var key = 0u; key < dims.keys; key += 8u) {
+        for (var j = 0u; j < 8u; j++) { p[j] = 0.0; }
         for (var d = 0u; d < D4; d++) {
-            let at = dims.k_offset4 + d;
-            let m = mine[d];
-            score += vec4<f32>(dot(m, vec4<f32>(kv[row0 + at])), dot(m, vec4<f32>(kv[row1 + at])),
-                               dot(m, vec4<f32>(kv[row2 + at])), dot(m, vec4<f32>(kv[row3 + at])));
+            let part = vec4<f32>(q[q_at + d]) * dims.scale;
+            load_eight(kv_at + dims.k_offset4 + d, key, lane);
+            for (var j = 0u; j < 8u; j++) { p[j] += dot(part, eight[j]); }
         }
-        score = select(vec4<f32>(LOWEST), score, vec4<u32>(key, key + 1u, key + 2u, key + 3u) < vec4<u32>(end));
-        let next = max(highest, max(max(score.x, score.y), max(score.z, score.w)));
+        var next = highest;
+        for (var j = 0u; j < 8u; j++) {
+            // Beyond the last key the last is read again, and its score thrown away.
+            p[j] = select(LOWEST, p[j], key + j < end);
+            next = max(next, p[j]);
+        }
         let keep = exp(highest - next);
-        let p = exp(score - next);
-        sum = sum * keep + dot(p, vec4<f32>(1.0));
-        for (var d = 0u; d < D4; d++) {
-            let at = dims.v_offset4 + d;
-            acc[d] = acc[d] * keep + p.x * vec4<f32>(kv[row0 + at]) + p.y * vec4<f32>(kv[row1 + at])
-                   + p.z * vec4<f32>(kv[row2 + at]) + p.w * vec4<f32>(kv[row3 + at]);
+        sum *= keep;
+        for (var j = 0u; j < 8u; j++) {
+            p[j] = select(0.0, exp(p[j] - next), key + j < end);
+            sum += p[j];
+        }
+        for (var i = 0u; i < 8u; i++) {
+            load_eight(kv_at + dims.v_offset4 + min(first + i, D4 - 1u), key, lane);
+            acc[i] *= keep;
+            for (var j = 0u; j < 8u; j++) { acc[i] += p[j] * eight[j]; }
         }
         highest = next;
     }
-    if (id.x >= dims.queries) { return; }
+    if (mine >= dims.queries) { return; }
     let at = (batch * dims.queries + query) * dims.heads * D4 + head * D4;
-    for (var d = 0u; d < D4; d++) { out[at + d] = elem4(acc[d] / sum); }
-    if (WITH_LSE) { lse[(batch * dims.heads + head) * dims.queries + query] = highest + log(sum); }
+    for (var i = 0u; i < 8u; i++) {
+        if (first + i < D4) { out[at + first + i] = elem4(acc[i] / sum); }
+    }
+    if (WITH_LSE && first == 0u) { lse[(batch * dims.heads + head) * dims.queries + query] = highest + log(sum); }
 }

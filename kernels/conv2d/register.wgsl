@@ -1,6 +1,6 @@
-// 2-D convolution without workgroup memory or barriers, for software devices: one thread for two output pixels and sixteen
-// output channels. Neighbouring threads take neighbouring pixels, so that a load of the weights serves all lanes of a
-// subgroup. Grid (M/128, N/16).
+// 2-D convolution without workgroup memory or barriers, for software devices: one thread for 8 output pixels and 32 output
+// channels, in registers as far as they go (kernels/lib/rows_each.wgsl or rows_shared.wgsl).
+// Workgroups of 8, grid (M/64, N/32).
 alias elem4 = vec4<f32>;
 alias weight4 = vec4<f32>;
 alias out4 = vec4<f32>;
@@ -26,48 +26,31 @@ struct Dims {
 @group(0) @binding(5) var<storage, read_write> out: array<out4>;    // [M, N/4]
 @group(0) @binding(6) var<uniform> dims: Dims;
 
-@compute @workgroup_size(64)
-fn main(@builtin(local_invocation_id) lid: vec3<u32>, @builtin(workgroup_id) wid: vec3<u32>) {
-    let row0 = wid.x * 128u + lid.x;
-    let row1 = row0 + 64u;
-    let n4 = wid.y * 4u;
-    let last = dims.n4 - 1u;
-    let c1 = min(n4 + 1u, last);
-    let c2 = min(n4 + 2u, last);
-    let c3 = min(n4 + 3u, last);
-    let place0 = place(min(row0, dims.m - 1u));
-    let place1 = place(min(row1, dims.m - 1u));
+@compute @workgroup_size(8)
+fn main(@builtin(local_invocation_index) lane: u32, @builtin(workgroup_id) wid: vec3<u32>) {
+    let row0 = wid.x * 64u + lane;
+    let n4 = wid.y * 8u;
     let c4s = dims.x4 + dims.y4;
-    var p0 = vec4<f32>(0.0); var p1 = vec4<f32>(0.0); var p2 = vec4<f32>(0.0); var p3 = vec4<f32>(0.0);
-    var q0 = vec4<f32>(0.0); var q1 = vec4<f32>(0.0); var q2 = vec4<f32>(0.0); var q3 = vec4<f32>(0.0);
-    var at = 0u;
+    var places: array<vec3<u32>, 8>;
+    for (var r = 0u; r < 8u; r++) { places[r] = place(min(row0 + r * 8u, dims.m - 1u)); }
+    var pixels: array<u32, 8>;
+    var inside: array<f32, 8>;
     for (var tap = 0u; tap < KERNEL * KERNEL; tap++) {
-        let t0 = tap_at(place0, tap);
-        let t1 = tap_at(place1, tap);
-        let in0 = select(0.0, 1.0, t0.inside);
-        let in1 = select(0.0, 1.0, t1.inside);
+        for (var r = 0u; r < 8u; r++) {
+            let t = tap_at(places[r], tap);
+            pixels[r] = t.pixel;
+            inside[r] = select(0.0, 1.0, t.inside);
+        }
         for (var c4 = 0u; c4 < c4s; c4++) {
-            let u = load_x(t0.pixel, c4) * in0;
-            let v = load_x(t1.pixel, c4) * in1;
-            for (var i = 0u; i < 4u; i++) {
-                let b0 = load_weight(b[at + n4]);
-                let b1 = load_weight(b[at + c1]);
-                let b2 = load_weight(b[at + c2]);
-                let b3 = load_weight(b[at + c3]);
-                let ui = u[i];
-                let vi = v[i];
-                p0 += ui * b0; p1 += ui * b1; p2 += ui * b2; p3 += ui * b3;
-                q0 += vi * b0; q1 += vi * b1; q2 += vi * b2; q3 += vi * b3;
-                at += dims.n4;
-            }
+            for (var r = 0u; r < 8u; r++) { rows_x[r] = load_x(pixels[r], c4) * inside[r]; }
+            multiply_add((tap * c4s + c4) * 4u, n4, lane);
         }
     }
-    if (row0 < dims.m) {
-        store_c(row0, n4, p0, p1);
-        if (n4 + 2u < dims.n4) { store_c(row0, n4 + 2u, p2, p3); }
-    }
-    if (row1 < dims.m) {
-        store_c(row1, n4, q0, q1);
-        if (n4 + 2u < dims.n4) { store_c(row1, n4 + 2u, q2, q3); }
+    for (var r = 0u; r < 8u; r++) {
+        let row = row0 + r * 8u;
+        if (row >= dims.m) { continue; }
+        for (var c = 0u; c < 8u; c += 2u) {
+            if (n4 + c < dims.n4) { store_c(row, n4 + c, acc[c][r], acc[c + 1u][r]); }
+        }
     }
 }

@@ -25,6 +25,16 @@ fn reflect_edge(i: i32, n: i32) -> u32 {
     return u32(select(a, 2 * (n - 1) - a, a >= n));
 }
 
+fn weight(d: i32) -> f32 {
+    switch abs(d) {
+        case 0: { return step.blur0; }
+        case 1: { return step.blur1; }
+        case 2: { return step.blur2; }
+        case 3: { return step.blur3; }
+        default: { return step.blur4; }
+    }
+}
+
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = linear_index(id);
@@ -39,15 +49,14 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let before = denoised(i);
     var after = before;
     if (masked) {
-        var weights = array<f32, 5>(step.blur0, step.blur1, step.blur2, step.blur3, step.blur4);
         after = vec4<f32>(0.0);
         for (var dy = -4; dy <= 4; dy++) {
             let line = (batch * dims.h + reflect_edge(i32(row) + dy, i32(dims.h))) * dims.w;
             var sum = vec4<f32>(0.0);
             for (var dx = -4; dx <= 4; dx++) {
-                sum += weights[abs(dx)] * denoised(line + reflect_edge(i32(column) + dx, i32(dims.w)));
+                sum += weight(dx) * denoised(line + reflect_edge(i32(column) + dx, i32(dims.w)));
             }
-            after += weights[abs(dy)] * sum;
+            after += weight(dy) * sum;
         }
     }
     degraded[i] = after;

@@ -91,6 +91,11 @@ impl Caps {
         }
     }
 
+    /// Are subgroups always of `size`? (wgpu cannot ask for one size where a device has several.)
+    pub fn subgroup_of(&self, size: u32) -> bool {
+        self.subgroups && self.subgroup_size == [size, size]
+    }
+
     /// Is this a software device, where barriers cost more than arithmetic?
     pub fn is_cpu(&self) -> bool {
         self.kind == DeviceKind::Cpu

@@ -76,7 +76,7 @@ impl Kernel {
             assert!(done, "{}: no head const or alias is named {name}", self.source.path);
         }
         let f16 = self.head.iter().any(|(_, value)| matches!(value, Value::Type(t) if t.contains("f16")));
-        let subgroups = self.source.text.contains("subgroup") && dialect == Dialect::Browser;
+        let subgroups = text.contains("subgroup") && dialect == Dialect::Browser;
         let mut enable = String::new();
         enable.push_str(if f16 { "enable f16; " } else { "" });
         enable.push_str(if subgroups { "enable subgroups; " } else { "" });

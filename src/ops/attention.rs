@@ -20,7 +20,8 @@ pub struct Dims {
 }
 
 static PORTABLE: Source = source!("attention/portable.wgsl", "lib/linear.wgsl");
-static REGISTER: Source = source!("attention/register.wgsl");
+static REGISTER: Source = source!("attention/register.wgsl", "lib/keys_each.wgsl");
+static SUBGROUP: Source = source!("attention/register.wgsl", "lib/keys_shared.wgsl");
 static TILE: Source = source!("attention/tile.wgsl");
 static MASS: Source = source!("attention/mass.wgsl", "lib/linear.wgsl");
 static MASS_WORKGROUP: Source = source!("attention/mass_workgroup.wgsl");
@@ -28,11 +29,18 @@ static MASS_WORKGROUP: Source = source!("attention/mass_workgroup.wgsl");
 /// The variants, the fastest first.
 pub static VARIANTS: &[Variant<Dims>] = &[
     Variant {
+        name: "subgroup",
+        source: &SUBGROUP,
+        needs: |caps| caps.is_cpu() && caps.subgroup_of(8),
+        fits: |d| d.heads * d.d4.div_ceil(8) <= 65_535 && d.batch <= 65_535,
+        grid: |d| [d.queries.div_ceil(8), d.heads * d.d4.div_ceil(8), d.batch],
+    },
+    Variant {
         name: "register",
         source: &REGISTER,
         needs: |caps| caps.is_cpu(),
-        fits: |d| d.heads <= 65_535 && d.batch <= 65_535,
-        grid: |d| [d.queries.div_ceil(64), d.heads, d.batch],
+        fits: |d| d.heads * d.d4.div_ceil(8) <= 65_535 && d.batch <= 65_535,
+        grid: |d| [d.queries.div_ceil(8), d.heads * d.d4.div_ceil(8), d.batch],
     },
     Variant {
         name: "tile",

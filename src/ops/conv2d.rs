@@ -1,6 +1,6 @@
 //! conv2d: 1x1 and 3x3 convolution, channels last, as an implicit matrix product over taps and channels.
 
-use super::{Conv, Epilogue, Variant, assert_residual, choose, source, vec4_of, weight_lib};
+use super::{Activation, Conv, Epilogue, Variant, assert_residual, choose, source, vec4_of, weight_lib};
 use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -14,17 +14,25 @@ pub struct Dims {
 }
 
 static PORTABLE: Source = source!("conv2d/portable.wgsl", "lib/conv.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
-static REGISTER: Source = source!("conv2d/register.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
+static REGISTER: Source = source!("conv2d/register.wgsl", "lib/rows_each.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
+static SUBGROUP: Source = source!("conv2d/register.wgsl", "lib/rows_shared.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
 static TILE: Source = source!("conv2d/tile.wgsl", "lib/conv.wgsl", "lib/tile.wgsl", "lib/epilogue.wgsl");
 
 /// The variants, the fastest first.
 pub static VARIANTS: &[Variant<Dims>] = &[
     Variant {
+        name: "subgroup",
+        source: &SUBGROUP,
+        needs: |caps| caps.is_cpu() && caps.subgroup_of(8),
+        fits: |d| d.m <= 64 * 65_535,
+        grid: |d| [d.m.div_ceil(64), d.n4.div_ceil(8), 1],
+    },
+    Variant {
         name: "register",
         source: &REGISTER,
         needs: |caps| caps.is_cpu(),
-        fits: |d| d.m <= 128 * 65_535,
-        grid: |d| [d.m.div_ceil(128), d.n4.div_ceil(4), 1],
+        fits: |d| d.m <= 64 * 65_535,
+        grid: |d| [d.m.div_ceil(64), d.n4.div_ceil(8), 1],
     },
     Variant {
         name: "tile",
@@ -89,6 +97,7 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let shape = [batch, size(in_h), size(in_w), n];
     let dims = Dims { m: shape[0] * shape[1] * shape[2], n4: n / 4 };
     let variant = choose(g, "conv2d", VARIANTS, &dims);
+    assert!(epilogue.activation != Activation::Geglu, "conv2d: no network has GEGLU after a convolution");
     assert_residual("conv2d", &epilogue, x, dims.m, n);
     let b = layer.weight.bind(g);
     let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), x, dims.m);

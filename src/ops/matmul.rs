@@ -16,17 +16,25 @@ pub struct Dims {
 }
 
 static PORTABLE: Source = source!("matmul/portable.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
-static REGISTER: Source = source!("matmul/register.wgsl", "lib/epilogue.wgsl");
+static REGISTER: Source = source!("matmul/register.wgsl", "lib/rows_each.wgsl", "lib/epilogue.wgsl");
+static SUBGROUP: Source = source!("matmul/register.wgsl", "lib/rows_shared.wgsl", "lib/epilogue.wgsl");
 static TILE: Source = source!("matmul/tile.wgsl", "lib/tile.wgsl", "lib/epilogue.wgsl");
 
 /// The variants, the fastest first.
 pub static VARIANTS: &[Variant<Dims>] = &[
     Variant {
+        name: "subgroup",
+        source: &SUBGROUP,
+        needs: |caps| caps.is_cpu() && caps.subgroup_of(8),
+        fits: |d| d.m >= 8 && d.m <= 64 * 65_535,
+        grid: |d| [d.m.div_ceil(64), d.n4.div_ceil(8), 1],
+    },
+    Variant {
         name: "register",
         source: &REGISTER,
         needs: |caps| caps.is_cpu(),
-        fits: |d| d.m >= 8 && d.m <= 128 * 65_535,
-        grid: |d| [d.m.div_ceil(128), d.n4.div_ceil(4), 1],
+        fits: |d| d.m >= 8 && d.m <= 64 * 65_535,
+        grid: |d| [d.m.div_ceil(64), d.n4.div_ceil(8), 1],
     },
     Variant {
         name: "tile",
@@ -50,7 +58,9 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
     assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
     let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4 };
     let variant = choose(g, "matmul", VARIANTS, &dims);
-    let columns = if epilogue.activation == Activation::Geglu { n / 2 } else { n };
+    let geglu = epilogue.activation == Activation::Geglu;
+    let columns = if geglu { n / 2 } else { n };
+    assert!(!geglu || (n.is_multiple_of(8) && epilogue.residual.is_none()), "matmul: GEGLU of {n} columns, or with a residual");
     assert_residual("matmul", &epilogue, a, a.rows(), columns);
     let b = layer.weight.bind(g);
     let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), a, dims.m);

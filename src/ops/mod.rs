@@ -226,7 +226,12 @@ impl Epilogue {
         rows: u32,
     ) -> (Vec<(&'static str, Value)>, [Tensor; 2], [u32; 3]) {
         let (bias, words) = match (&self.bias_rows, own_bias) {
-            (Some(b), _) => (Some(b.tensor), [b.rows, b.tensor.channels() / 4, b.offset / 4]),
+            (Some(b), _) => {
+                let enough = b.rows * b.tensor.rows() >= rows && b.offset < b.tensor.channels();
+                let whole = b.offset.is_multiple_of(4) && b.tensor.dtype == DType::F32;
+                assert!(enough && whole, "bias rows {:?} from {} for {rows} rows in {}s", b.tensor.dims, b.offset, b.rows);
+                (Some(b.tensor), [b.rows, b.tensor.channels() / 4, b.offset / 4])
+            }
             (None, Some(param)) => (Some(param.bind(g)), [rows, 0, 0]),
             (None, None) => (None, [rows, 0, 0]),
         };

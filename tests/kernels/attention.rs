@@ -44,7 +44,8 @@ impl Case {
 
     /// The head's channels of a token of `host`, from channel `offset`.
     fn head<'a>(&self, host: &'a Host, token: usize, offset: u32, head: usize) -> &'a [f64] {
-        &host.values[token * host.channels() + offset as usize + head * self.head_dim as usize..][..self.head_dim as usize]
+        &host.values[token * host.channels() + offset as usize + head * self.head_dim as usize..]
+            [..self.head_dim as usize]
     }
 
     /// softmax(Q Kᵀ / √d) of one query, [keys]; zero for keys that it may not see.
@@ -75,7 +76,12 @@ impl Case {
                 for head in 0..heads {
                     let at = ((batch * self.queries() + query) * heads + head) * d;
                     for (key, weight) in self.row(batch, head, query).into_iter().enumerate() {
-                        let v = self.head(&self.kv, batch / self.repeat as usize * self.keys() + key, self.offsets[2], head);
+                        let v = self.head(
+                            &self.kv,
+                            batch / self.repeat as usize * self.keys() + key,
+                            self.offsets[2],
+                            head,
+                        );
                         out[at..at + d].iter_mut().zip(v).for_each(|(sum, v)| *sum += weight * v);
                         mass[batch * self.keys() + key] += weight / heads as f64;
                     }

@@ -13,12 +13,14 @@ pub struct Limit {
     pub max: f64,
 }
 
-/// Results stored in f32, computed in f32.
-pub const F32: Limit = Limit { name: "f32", nmse: 1e-10, max: 1e-5 };
-/// Results stored in f16, computed in f32: the storage's rounding, 2^-11 at most, and WGSL leaves its direction open.
-pub const F16: Limit = Limit { name: "f16", nmse: 1e-6, max: 1e-3 };
-/// Norms in f32 of inputs whose mean is a thousand times their spread: ten bits of the input's digits are gone before.
-pub const F32_LARGE_MEAN: Limit = Limit { name: "f32, mean 1000", nmse: 1e-7, max: 1e-3 };
+/// Results stored in f32, computed in f32. Lavapipe: at most 2e-13 and 9e-7.
+pub const F32: Limit = Limit { name: "f32", nmse: 1e-12, max: 4e-6 };
+/// Results stored in f16, computed in f32. Lavapipe: 6e-8 and 4.2e-4, which is rounding to nearest; WGSL leaves the
+/// direction open, and rounding towards zero has four times the first and twice the second.
+pub const F16: Limit = Limit { name: "f16", nmse: 3e-7, max: 1e-3 };
+/// Norms in f32 of inputs whose mean is a thousand times their spread: an ulp of the mean is 6e-5 of the spread.
+/// Lavapipe: 9e-9 and 7e-5. A sum of squares would be off by some tenths.
+pub const F32_LARGE_MEAN: Limit = Limit { name: "f32, mean 1000", nmse: 3e-8, max: 2e-4 };
 
 /// The row for an element type.
 pub fn limit(dtype: scumble::gpu::DType) -> Limit {
@@ -36,8 +38,16 @@ pub fn check(place: &Place, limit: Limit, case: &str, got: &[f64], expected: &[f
     assert!(got.len() >= expected.len(), "{here}: {} elements, expected {}", got.len(), expected.len());
     let (got, rest) = got.split_at(expected.len());
     assert!(rest.iter().all(|v| v.is_nan()), "{here}: something was written beyond the last element");
+    if expected.is_empty() {
+        return;
+    }
     if let Some(at) = got.iter().position(|v| !v.is_finite()) {
-        panic!("{here}: element {at} of {} is {} (NaN: perhaps not written), expected {}", got.len(), got[at], expected[at]);
+        panic!(
+            "{here}: element {at} of {} is {} (NaN: perhaps not written), expected {}",
+            got.len(),
+            got[at],
+            expected[at]
+        );
     }
     let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
     let scale: f64 = expected.iter().map(|v| v * v).sum();

@@ -64,7 +64,8 @@ fn convolve(case: &Case, x: &Host, y: &Host, weight: &Host) -> (Vec<f64>, [u32; 
     let dims = [case.batch, size(h), size(w), case.out];
     let mut out = Vec::new();
     for at in 0..(dims[0] * dims[1] * dims[2]) as usize {
-        let (b, oy, ox) = (at / (dims[1] * dims[2]) as usize, at / dims[2] as usize % dims[1] as usize, at % dims[2] as usize);
+        let (b, oy, ox) =
+            (at / (dims[1] * dims[2]) as usize, at / dims[2] as usize % dims[1] as usize, at % dims[2] as usize);
         let mut sums = vec![0.0; n];
         for tap in 0..k * k {
             let iy = (oy * stride as usize + tap / k).wrapping_sub(before as usize);
@@ -112,7 +113,9 @@ const F32: (DType, DType, DType) = (DType::F32, DType::F32, DType::F32);
 #[test]
 fn same_size() {
     everywhere("conv2d", |place| {
-        for (size, channels, out) in [([5, 5], 4, 4), ([7, 5], 12, 20), ([1, 1], 8, 8), ([1, 6], 4, 12), ([9, 1], 4, 100), ([12, 11], 36, 72)] {
+        for (size, channels, out) in
+            [([5, 5], 4, 4), ([7, 5], 12, 20), ([1, 1], 8, 8), ([1, 6], 4, 12), ([9, 1], 4, 100), ([12, 11], 36, 72)]
+        {
             check_case(place, F32, Case { size, channels: [channels, 0], out, ..BASE });
             check_case(place, F32, Case { size, channels: [channels, 0], out, kernel: 1, taps: Taps::same(1), ..BASE });
         }
@@ -124,7 +127,11 @@ fn every_type() {
     everywhere("conv2d", |place| {
         for &types in TYPES {
             check_case(place, types, Case { size: [9, 8], channels: [20, 0], ..BASE });
-            check_case(place, types, Case { size: [9, 8], channels: [40, 0], out: 36, kernel: 1, taps: Taps::same(1), ..BASE });
+            check_case(
+                place,
+                types,
+                Case { size: [9, 8], channels: [40, 0], out: 36, kernel: 1, taps: Taps::same(1), ..BASE },
+            );
         }
     });
 }
@@ -155,7 +162,14 @@ fn halving_as_the_vae_does() {
 #[test]
 fn resize_then_convolve() {
     everywhere("conv2d", |place| {
-        for (size, to) in [([5, 5], [10, 10]), ([3, 5], [5, 9]), ([5, 3], [9, 5]), ([1, 2], [1, 3]), ([7, 13], [13, 25]), ([4, 4], [7, 8])] {
+        for (size, to) in [
+            ([5, 5], [10, 10]),
+            ([3, 5], [5, 9]),
+            ([5, 3], [9, 5]),
+            ([1, 2], [1, 3]),
+            ([7, 13], [13, 25]),
+            ([4, 4], [7, 8]),
+        ] {
             check_case(place, F32, Case { batch: 2, size, taps: Taps::resized(to), ..BASE });
         }
     });

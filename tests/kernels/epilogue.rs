@@ -13,7 +13,10 @@ pub enum Bias {
     /// The layer's own.
     Own,
     /// One row for `rows` output rows, from channel `offset` of wider rows.
-    Rows { rows: u32, offset: u32 },
+    Rows {
+        rows: u32,
+        offset: u32,
+    },
 }
 
 /// An epilogue's form.
@@ -76,7 +79,9 @@ impl HostEpilogue {
         let bias = |row: usize, column: usize| match self.form.bias {
             Bias::None => 0.0,
             Bias::Own => self.bias.values[column],
-            Bias::Rows { rows, offset } => self.bias.values[row / rows as usize * self.bias.channels() + offset as usize + column],
+            Bias::Rows { rows, offset } => {
+                self.bias.values[row / rows as usize * self.bias.channels() + offset as usize + column]
+            }
         };
         let biased = |row: usize, column: usize| sums[row * self.columns + column] + bias(row, column);
         let mut out = Vec::new();
@@ -131,7 +136,8 @@ fn erf(x: f64) -> f64 {
 #[test]
 fn the_reference_erf_is_exact() {
     // Values of Abramowitz & Stegun, table 7.1.
-    for (x, expected) in [(0.0, 0.0), (0.5, 0.5204998778130465), (1.0, 0.8427007929497149), (-2.0, -0.9953222650189527)] {
+    for (x, expected) in [(0.0, 0.0), (0.5, 0.5204998778130465), (1.0, 0.8427007929497149), (-2.0, -0.9953222650189527)]
+    {
         assert!((erf(x) - expected).abs() < 1e-15, "erf({x}) = {}", erf(x));
     }
 }

@@ -28,7 +28,8 @@ fn reference(case: &Case, x: &Host, y: &Host, norm: &HostNorm) -> Vec<f64> {
     let mut out = vec![0.0; case.size[0] as usize * pixels * all];
     for image in 0..case.size[0] as usize {
         for first in (0..all).step_by(group) {
-            let elements = || (0..pixels).flat_map(move |p| (first..first + group).map(move |ch| (image * pixels + p, ch)));
+            let elements =
+                || (0..pixels).flat_map(move |p| (first..first + group).map(move |ch| (image * pixels + p, ch)));
             let count = (pixels * group) as f64;
             let mean = elements().map(|(p, ch)| value(p, ch)).sum::<f64>() / count;
             let variance = elements().map(|(p, ch)| (value(p, ch) - mean).powi(2)).sum::<f64>() / count;

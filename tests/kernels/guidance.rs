@@ -8,7 +8,8 @@ use crate::compare::{F32, check};
 use crate::harness::everywhere;
 use crate::values::{Host, normal};
 
-const STEP: Step = Step { call: 0, c_in: 0.3, c_skip: 0.9, c_out: -2.5, cfg: 7.5, sag_scale: 0.75, threshold: 1.0, blur: [0.0; 5] };
+const STEP: Step =
+    Step { call: 0, c_in: 0.3, c_skip: 0.9, c_out: -2.5, cfg: 7.5, sag_scale: 0.75, threshold: 1.0, blur: [0.0; 5] };
 
 /// D = c_skip x + c_out output
 fn denoised(step: &Step, x: f64, output: f64) -> f64 {
@@ -26,7 +27,11 @@ impl Inputs {
     fn new(batch: u32, uncond: bool) -> Inputs {
         let dims = [batch, 5, 7, 4];
         let outputs = if uncond { [2 * batch, 5, 7, 4] } else { dims };
-        Inputs { x: normal(81, dims, DType::F32), outputs: normal(82, outputs, DType::F32), sag: [83, 84, 85].map(|s| normal(s, dims, DType::F32)) }
+        Inputs {
+            x: normal(81, dims, DType::F32),
+            outputs: normal(82, outputs, DType::F32),
+            sag: [83, 84, 85].map(|s| normal(s, dims, DType::F32)),
+        }
     }
 
     fn reference(&self, step: &Step, sag: bool) -> Vec<f64> {

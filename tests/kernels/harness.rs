@@ -27,7 +27,9 @@ pub fn everywhere(op: &'static str, test: impl Fn(&Place)) {
         let place = Place { op, variant, gpu: gpu(variant).clone() };
         let name = std::thread::current().name().unwrap_or_default().to_owned();
         let adapter = &place.gpu.caps().name;
-        let expected = EXPECTED_FAILURES.iter().find(|(part, test, v, _)| adapter.contains(part) && name == *test && *v == variant);
+        let expected = EXPECTED_FAILURES
+            .iter()
+            .find(|(part, test, v, _)| adapter.contains(part) && name == *test && *v == variant);
         match (catch_unwind(AssertUnwindSafe(|| test(&place))), expected) {
             (Ok(()), None) => {}
             (Err(_), Some((.., why))) => println!("{name} on {adapter}, {variant}: failed as expected: {why}"),
@@ -138,7 +140,8 @@ impl Run {
 /// A buffer of `bytes` and a guard, all ones: NaN in every type.
 fn poisoned(gpu: &Gpu, bytes: usize, dtype: DType) -> Buffer {
     let guard = GUARD * dtype.bytes() as usize;
-    block_on(gpu.upload("test output", &vec![u8::MAX; (bytes + guard).next_multiple_of(16)])).expect("a small buffer fits")
+    block_on(gpu.upload("test output", &vec![u8::MAX; (bytes + guard).next_multiple_of(16)]))
+        .expect("a small buffer fits")
 }
 
 /// A result's elements; what lies after them must be untouched.

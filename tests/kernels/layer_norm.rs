@@ -14,7 +14,9 @@ fn reference(x: &Host, norm: &HostNorm) -> Vec<f64> {
         let mean = row.iter().sum::<f64>() / count;
         let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
         let scale = 1.0 / (variance + f64::from(norm.eps)).sqrt();
-        out.extend(row.iter().zip(&norm.gamma.values).zip(&norm.beta.values).map(|((v, g), b)| (v - mean) * scale * g + b));
+        out.extend(
+            row.iter().zip(&norm.gamma.values).zip(&norm.beta.values).map(|((v, g), b)| (v - mean) * scale * g + b),
+        );
     }
     out
 }

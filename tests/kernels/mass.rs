@@ -16,7 +16,8 @@ fn check_case(place: &Place, case: &Case, batch: u32) {
     assert!(run.forced(place));
     let got = run.finish(&[out, mass]);
     let (expected, masses) = case.reference();
-    let text = format!("{:?} {:?} heads {} x {}, mass of {batch}", case.q.dtype, case.q.dims, case.heads, case.head_dim);
+    let text =
+        format!("{:?} {:?} heads {} x {}, mass of {batch}", case.q.dtype, case.q.dims, case.heads, case.head_dim);
     check(place, limit(case.q.dtype), &format!("{text}: attention"), &got[0], &expected);
     let count = batch as usize * case.keys();
     check(place, F32, &text, &got[1], &masses[..count]);

@@ -2,7 +2,7 @@
 
 use scumble::gpu::DType;
 use scumble::ops::matmul::{TYPES, matmul};
-use scumble::ops::{Activation, Linear};
+use scumble::ops::{Activation, Epilogue, Linear};
 
 use crate::compare::{check, limit};
 use crate::epilogue::{Bias, Form, HostEpilogue, PLAIN};
@@ -39,7 +39,13 @@ fn case(place: &Place, types: (DType, DType, DType), [m, n, k]: [u32; 3], form: 
     }
     assert_eq!((out.dims, out.dtype), ([1, 1, m, columns], c_type));
     let got = run.finish(&[out]);
-    check(place, limit(c_type), &format!("{types:?} m {m} n {n} k {k} {form:?}"), &got[0], &epilogue.reference(&product(&a, &b)));
+    check(
+        place,
+        limit(c_type),
+        &format!("{types:?} m {m} n {n} k {k} {form:?}"),
+        &got[0],
+        &epilogue.reference(&product(&a, &b)),
+    );
 }
 
 const F32: (DType, DType, DType) = (DType::F32, DType::F32, DType::F32);
@@ -79,6 +85,26 @@ fn every_activation() {
     });
 }
 
+/// Sums of some hundreds, where exp leaves f32: the activations must come out as 0 or x, not as NaN.
+#[test]
+fn saturated_activations() {
+    use Activation as A;
+    everywhere("matmul", |place| {
+        for activation in [A::Silu, A::Gelu, A::QuickGelu] {
+            let a = Host::new([1, 1, 8, 4], DType::F32, (0..32).map(|i| f64::from(i - 16) * 40.0));
+            let identity = Host::new([1, 1, 4, 4], DType::F32, (0..16).map(|i| f64::from(u8::from(i % 5 == 0))));
+            let form = Form { activation, bias: Bias::None, ..PLAIN };
+            let mut run = place.start(DType::F32);
+            let input = run.bind(&a);
+            let layer = Linear { weight: identity.param(&run.gpu), bias: None };
+            let out = matmul(&mut run.g, input, &layer, Epilogue::act(activation));
+            let got = run.finish(&[out]);
+            let expected = HostEpilogue::new(form, 8, 4, DType::F32).reference(&a.values);
+            check(place, limit(DType::F32), &format!("{activation:?} of up to 640"), &got[0], &expected);
+        }
+    });
+}
+
 #[test]
 fn residual_with_and_without_bias() {
     everywhere("matmul", |place| {
@@ -92,7 +118,9 @@ fn residual_with_and_without_bias() {
 
 #[test]
 fn residual_comes_after_the_activation() {
-    everywhere("matmul", |place| case(place, F32, [9, 12, 8], Form { activation: Activation::Silu, residual: true, ..PLAIN }));
+    everywhere("matmul", |place| {
+        case(place, F32, [9, 12, 8], Form { activation: Activation::Silu, residual: true, ..PLAIN })
+    });
 }
 
 #[test]

@@ -6,7 +6,7 @@ use scumble::ops::pack::pack;
 use crate::common::Step;
 use crate::compare::{check, limit};
 use crate::harness::everywhere;
-use crate::values::normal;
+use crate::values::{Host, normal};
 
 #[test]
 fn scales_casts_and_repeats() {
@@ -21,8 +21,30 @@ fn scales_casts_and_repeats() {
                 assert_eq!((out.dims, out.dtype), ([dims[0] * times, dims[1], dims[2], dims[3]], dtype));
                 let got = run.finish_steps(&[Step { c_in, ..Default::default() }], &[out]);
                 let once: Vec<f64> = x.values.iter().map(|v| v * f64::from(c_in)).collect();
-                check(place, limit(dtype), &format!("{dims:?} x {times} as {dtype:?}"), &got[0], &once.repeat(times as usize));
+                check(
+                    place,
+                    limit(dtype),
+                    &format!("{dims:?} x {times} as {dtype:?}"),
+                    &got[0],
+                    &once.repeat(times as usize),
+                );
             }
         }
+    });
+}
+
+/// More groups of four than 65535 workgroups of 64 reach: the grid folds into a second row, as for a decoded picture.
+#[test]
+fn more_elements_than_a_grid_is_wide() {
+    everywhere("pack", |place| {
+        let dims = [1, 2050, 2050, 4];
+        let x = Host::new(dims, DType::F32, (0..dims.iter().product()).map(|i: u32| f64::from(i % 1021)));
+        let mut run = place.start(DType::F32);
+        let input = run.bind(&x);
+        let out = pack(&mut run.g, input, 1);
+        assert_eq!(run.g.nodes()[0].grid[1], 2, "a folded grid");
+        let got = run.finish_steps(&[Step { c_in: 0.5, ..Default::default() }], &[out]);
+        let expected: Vec<f64> = x.values.iter().map(|v| 0.5 * v).collect();
+        check(place, limit(DType::F32), "2050x2050", &got[0], &expected);
     });
 }
