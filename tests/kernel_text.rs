@@ -1,14 +1,13 @@
 //! Rung 1, without a GPU: every kernel that the ops can ask for composes, validates, and is written for every driver, and
 //! its bindings and uniforms are those that the Rust side fills.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess, TypeInner};
 use pollster::block_on;
+use scumble::denoiser::Step;
 use scumble::gpu::device::NoopProfile;
 use scumble::gpu::graph::Node;
 use scumble::gpu::kernel::{Dialect, Kernel, Value};
@@ -23,27 +22,26 @@ use scumble::ops::lincomb::{MAX_TERMS, lincomb};
 use scumble::ops::matmul::{TYPES, matmul};
 use scumble::ops::pack::pack;
 use scumble::ops::time_embedding::time_embedding;
-use scumble::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm, Param};
+use scumble::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm, Param, tables};
 
-/// Variants forced for all ops that have them; the first set forces none and leaves the choice to the tables.
-const FORCED: [&[(&str, &str)]; 4] = [
-    &[],
-    &[("matmul", "register"), ("conv2d", "register"), ("attention", "register")],
-    &[
-        ("matmul", "tile"),
-        ("conv2d", "tile"),
-        ("attention", "tile"),
-        ("attention_mass", "workgroup"),
-        ("layer_norm", "workgroup"),
-    ],
-    &[
-        ("matmul", "portable"),
-        ("conv2d", "portable"),
-        ("attention", "portable"),
-        ("attention_mass", "portable"),
-        ("layer_norm", "portable"),
-    ],
-];
+/// Variants forced on a device, (op, variant).
+type Forced = &'static [(&'static str, &'static str)];
+
+/// None forced, so that the tables choose; then each variant's name, forced for every op that has one of it.
+fn forced() -> Vec<Forced> {
+    let tables = tables();
+    let has =
+        |op: &'static str, name| tables.iter().any(|(o, rows)| *o == op && rows.iter().any(|(row, _)| *row == name));
+    let names: BTreeSet<&'static str> =
+        tables.iter().flat_map(|(_, rows)| rows.iter().map(|(name, _)| *name)).collect();
+    let set = |name| tables.iter().filter(|(op, _)| has(op, name)).map(|(op, _)| (*op, name)).collect::<Vec<_>>();
+    // A profile is a constant, so what it refers to lives as long as the program.
+    [Vec::new()].into_iter().chain(names.into_iter().map(set)).map(|set| &*set.leak()).collect()
+}
+
+/// The fields of the host's `Step`, word by word, as the kernels spell them.
+const STEP: [&str; 12] =
+    ["call", "c_in", "c_skip", "c_out", "cfg", "sag_scale", "threshold", "blur0", "blur1", "blur2", "blur3", "blur4"];
 
 /// Channels of a head in the models that we know, and the awkward ones that the kernel tests use.
 const HEAD_DIMS: [u32; 10] = [4, 8, 12, 32, 40, 64, 80, 96, 160, 512];
@@ -173,7 +171,7 @@ impl Recorder<'_> {
 fn recordings() -> Vec<Graph> {
     let mut graphs = Vec::new();
     for profile in profiles() {
-        for variants in FORCED {
+        for variants in forced() {
             let gpu = block_on(Gpu::noop(&NoopProfile { variants, ..profile.clone() })).expect("the noop device");
             // An output type of f32 whatever the input's is an epilogue's choice, and recorded with the epilogues.
             for &(a, b, _) in TYPES {
@@ -222,6 +220,7 @@ fn every_kernel_validates_and_is_written_for_every_driver() {
         // unpack2x16float is core WGSL; wgpu grants it on all but old GLES.
         let mut capabilities = Capabilities::default() | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         capabilities.set(Capabilities::SHADER_FLOAT16, uses_f16(&node.kernel));
+        capabilities.set(Capabilities::SUBGROUP, text.contains("subgroup"));
         let validated = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
         let info = validated.unwrap_or_else(|e| panic!("{}: {}", name(node), e.emit_to_string(text)));
         write_spirv(&module, &info).unwrap_or_else(|e| panic!("{}: SPIR-V: {e}", name(node)));
@@ -233,7 +232,9 @@ fn every_kernel_validates_and_is_written_for_every_driver() {
 fn write_spirv(module: &naga::Module, info: &naga::valid::ModuleInfo) -> Result<Vec<u32>, naga::back::spv::Error> {
     use naga::back::spv::{Options, PipelineOptions, write_vec};
     let entry = PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: "main".into() };
-    write_vec(module, info, &Options::default(), Some(&entry))
+    // Subgroup operations came with 1.3, that is Vulkan 1.1.
+    let options = Options { lang_version: (1, 3), ..Default::default() };
+    write_vec(module, info, &options, Some(&entry))
 }
 
 fn write_metal(module: &naga::Module, info: &naga::valid::ModuleInfo) -> Result<String, naga::back::msl::Error> {
@@ -279,12 +280,12 @@ fn bindings_and_uniforms_are_those_that_the_host_fills() {
         assert_eq!(step.is_some(), node.step, "{}: group 1", name(node));
         if let Some(fields) = step {
             // lincomb's coefficients are four floats; all others read the scalars of a model call.
-            let own: &[&str] = if node.op == "lincomb" { &["c0", "c1", "c2", "c3"] } else { &common::STEP_FIELDS };
+            let own: &[&str] = if node.op == "lincomb" { &["c0", "c1", "c2", "c3"] } else { &STEP };
             assert_eq!(fields, own, "{}: step scalars", name(node));
         }
         assert!(uniforms.is_empty(), "{}: more uniforms {uniforms:?}", name(node));
     }
-    assert_eq!(size_of::<common::Step>(), 4 * common::STEP_FIELDS.len());
+    assert_eq!(size_of::<Step>(), 4 * STEP.len());
 }
 
 /// The field names of a uniform struct, each of which must be one 4-byte scalar.

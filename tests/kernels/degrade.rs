@@ -1,10 +1,10 @@
 //! degrade against SAG's definition (sag.md): mask of the mass, nearest upsample, 9x9 Gaussian with reflected edges where
 //! the mask holds, the noise added again.
 
+use scumble::denoiser::Step;
 use scumble::gpu::DType;
 use scumble::ops::degrade::{blur_weights, degrade, mask_stride};
 
-use crate::common::Step;
 use crate::compare::{F32, check};
 use crate::conv2d::nearest;
 use crate::harness::{Place, everywhere};

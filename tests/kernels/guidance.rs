@@ -1,9 +1,9 @@
 //! guidance against D_u + cfg (D_c - D_u) + s (degraded - D(renoised)), D = c_skip x + c_out output.
 
+use scumble::denoiser::Step;
 use scumble::gpu::DType;
 use scumble::ops::guidance::{Degraded, guidance};
 
-use crate::common::Step;
 use crate::compare::{F32, check};
 use crate::harness::everywhere;
 use crate::values::{Host, normal};

@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 
 use half::f16;
 use pollster::block_on;
-use scumble::gpu::{Buffer, DType, Gpu, GpuOptions, Graph, Program, Tensor};
-use scumble::ops::tables;
+use scumble::gpu::{Buffer, Caps, DType, DeviceKind, Gpu, GpuOptions, Graph, Program, Tensor};
+use scumble::ops::{Row, tables};
 
 use crate::values::Host;
 
@@ -21,12 +21,16 @@ pub struct Place {
 /// Tests that a driver is known to fail: (part of the adapter's name, test, variant, why). One that passes fails the run.
 const EXPECTED_FAILURES: &[(&str, &str, &str, &str)] = &[];
 
-/// Run `test` for every variant of `op`, or once if it has no table.
+/// Run `test` for every variant of `op` that the device can run, or once if the op has no table.
 pub fn everywhere(op: &'static str, test: impl Fn(&Place)) {
     for variant in variants(op) {
         let place = Place { op, variant, gpu: gpu(variant).clone() };
+        let adapter = place.gpu.caps().name.clone();
         let name = std::thread::current().name().unwrap_or_default().to_owned();
-        let adapter = &place.gpu.caps().name;
+        if !can_run(op, variant, place.gpu.caps()) {
+            println!("{name}: {adapter} cannot run {op}/{variant}");
+            continue;
+        }
         let expected = EXPECTED_FAILURES
             .iter()
             .find(|(part, test, v, _)| adapter.contains(part) && name == *test && *v == variant);
@@ -39,10 +43,23 @@ pub fn everywhere(op: &'static str, test: impl Fn(&Place)) {
     }
 }
 
-/// The variants of `op`; without a table, its one kernel.
+/// The rows of `op`'s table; none if it has one kernel.
+fn rows(op: &str) -> Vec<Row> {
+    tables().into_iter().find(|(name, _)| *name == op).map_or(Vec::new(), |(_, rows)| rows)
+}
+
 fn variants(op: &str) -> Vec<&'static str> {
-    let table = tables().into_iter().find(|(name, _)| *name == op);
-    table.map_or(vec!["portable"], |(_, rows)| rows.into_iter().map(|(variant, _)| variant).collect())
+    match rows(op) {
+        rows if rows.is_empty() => vec!["portable"],
+        rows => rows.into_iter().map(|(variant, _)| variant).collect(),
+    }
+}
+
+/// Which kind of device it is decides what is fast there; everything else that a row needs, it cannot do without.
+fn can_run(op: &str, variant: &str, caps: &Caps) -> bool {
+    let kinds = [DeviceKind::Cpu, DeviceKind::Discrete].map(|kind| Caps { kind, ..caps.clone() });
+    let needs = rows(op).into_iter().find(|(name, _)| *name == variant).map(|(_, needs)| needs);
+    needs.is_none_or(|needs| kinds.iter().any(needs))
 }
 
 /// The device with `variant` forced for every op that has one of this name. Opened once, with its compiled kernels.

@@ -3,9 +3,6 @@
 //! The device is the best one of this machine, or the one that SCUMBLE_DEVICE names. SCUMBLE_MEASURE=1 prints what every
 //! comparison measured. See tests/README.md.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod compare;
 mod harness;
 mod values;

@@ -1,9 +1,9 @@
 //! pack against c_in · x, repeated along the batch, in the network's element type.
 
+use scumble::denoiser::Step;
 use scumble::gpu::DType;
 use scumble::ops::pack::pack;
 
-use crate::common::Step;
 use crate::compare::{check, limit};
 use crate::harness::everywhere;
 use crate::values::{Host, normal};

@@ -1,9 +1,9 @@
 //! time_embedding against cos and sin of t · frequency.
 
+use scumble::denoiser::Step;
 use scumble::gpu::DType;
 use scumble::ops::time_embedding::{frequencies, time_embedding};
 
-use crate::common::Step;
 use crate::compare::{F32, check};
 use crate::harness::everywhere;
 use crate::values::Host;
