@@ -254,58 +254,43 @@ fn the_golden_blur() {
     });
 }
 
-/// A tensor of a JSON golden, nested lists of any depth, as its numbers in order and its shape.
-fn flatten(value: &serde_json::Value) -> (Vec<f64>, Vec<u32>) {
-    let Some(list) = value.as_array() else { return (vec![value.as_f64().expect("a number")], vec![]) };
-    let parts: Vec<_> = list.iter().map(flatten).collect();
-    let inner = parts.first().map(|(_, shape)| shape.clone()).unwrap_or_default();
-    (parts.into_iter().flat_map(|(values, _)| values).collect(), [vec![list.len() as u32], inner].concat())
+/// One of PyTorch's cases (tests/data/sag.json, made by tools/reference/sag.py): [B, 4, h, w], row by row.
+#[derive(serde::Deserialize)]
+struct Golden {
+    shape: [u32; 4],
+    denoised: Vec<f64>,
+    mass: Vec<f64>,
+    mid: [u32; 2],
+    blur_sigma: f32,
+    threshold: f32,
+    mask: Vec<f64>,
+    degraded: Vec<f64>,
 }
 
-/// PyTorch's cases, [B, 4, h, w] (tests/data/sag.json, made by tools/reference).
 #[test]
 fn pytorchs_cases() {
-    let Ok(text) = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/sag.json")) else {
-        println!("tests/data/sag.json is not there");
-        return;
-    };
-    let json: serde_json::Value = serde_json::from_str(&text).expect("sag.json is JSON");
-    let cases = json.get("cases").unwrap_or(&json).as_array().expect("a list of cases");
-    for (number, golden) in cases.iter().enumerate() {
-        let (denoised, shape) = flatten(&golden["denoised"]);
-        let [b, _, h, w] = shape[..] else { panic!("case {number}: denoised of shape {shape:?}") };
+    let text = include_str!("../data/sag.json");
+    let goldens: Vec<Golden> = serde_json::from_str(text).expect("sag.json holds cases");
+    for (number, golden) in goldens.iter().enumerate() {
+        let [b, _, h, w] = golden.shape;
         let nchw = |at: u32| (at / (4 * h * w) * 4 + at % 4) * h * w + at / 4 % (h * w);
         let channels_last =
             |values: &[f64]| (0..b * h * w * 4).map(|at| values[nchw(at) as usize]).collect::<Vec<f64>>();
-        let mut mass = flatten(&golden["mass"]).0;
+        let mut mass = golden.mass.clone();
         mass.resize(mass.len().next_multiple_of(4), 0.0);
-        let number_of = |key: &str| golden[key].as_f64().expect("a number") as f32;
-        let mid = flatten(&golden["mid"]).0;
-        let sigma = number_of("blur_sigma");
+        let blur = blur_weights(golden.blur_sigma);
         let case = Case {
             x: normal(95, [b, h, w, 4], DType::F32),
-            outputs: Host::new([b, h, w, 4], DType::F32, channels_last(&denoised)),
+            outputs: Host::new([b, h, w, 4], DType::F32, channels_last(&golden.denoised)),
             mass: Host::new([1, 1, 1, mass.len() as u32], DType::F32, mass),
-            mid: [mid[0] as u32, mid[1] as u32],
-            step: Step {
-                c_out: 1.0,
-                threshold: number_of("threshold"),
-                blur: blur_weights(sigma),
-                ..Default::default()
-            },
-            sigma,
+            mid: golden.mid,
+            step: Step { c_out: 1.0, threshold: golden.threshold, blur, ..Default::default() },
+            sigma: golden.blur_sigma,
         };
         everywhere("degrade", |place| {
             let got = case.run(place, 1, &[case.step]);
-            check(
-                place,
-                F32,
-                &format!("sag.json {number}: degraded"),
-                &got[0],
-                &channels_last(&flatten(&golden["degraded"]).0),
-            );
-            let masks = flatten(&golden["mask"]).0;
-            for (got, expected) in got[2].chunks(mask_stride(h, w) as usize).zip(masks.chunks((h * w) as usize)) {
+            check(place, F32, &format!("sag.json {number}: degraded"), &got[0], &channels_last(&golden.degraded));
+            for (got, expected) in got[2].chunks(mask_stride(h, w) as usize).zip(golden.mask.chunks((h * w) as usize)) {
                 check(place, F32, &format!("sag.json {number}: mask"), got, expected);
             }
         });

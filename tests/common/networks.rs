@@ -1,0 +1,85 @@
+//! The small networks of tools/reference/networks.py: a diffusers folder with the same weights, drawn from the same generator.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, TensorView};
+use scumble::noise::randn;
+use scumble::probe::HostTensor;
+use scumble::weights::{Bytes, Weights};
+
+/// A path under tests/data.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// Tensors of a golden.
+pub struct Golden(Weights);
+
+impl Golden {
+    /// tests/data/NAME.safetensors.
+    pub fn open(name: &str) -> Golden {
+        let path = data(&format!("{name}.safetensors"));
+        let bytes = std::fs::read(&path).expect("a golden: tools/reference makes them");
+        Golden(Weights::new(path, Bytes::Owned(bytes)).expect("a golden"))
+    }
+
+    /// One tensor.
+    pub fn take(&self, name: &str) -> HostTensor {
+        let shape = self.0.shape(name).expect(name).to_vec();
+        HostTensor::new(shape.clone(), self.0.f32(name, &shape).expect(name))
+    }
+}
+
+/// ‖a − b‖ / ‖b‖.
+pub fn relative(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(x, y)| f64::from(*x) - f64::from(*y)));
+    difference / norm(&mut b.iter().map(|y| f64::from(*y)))
+}
+
+/// Names and shapes of a network, by asking for tensors until none is missing.
+///
+/// `load` tries to load from a folder that holds `tensors`; the error names the next tensor and its shape.
+pub fn weights_of(load: impl Fn(&Path) -> scumble::Result<()>, file: &str, config: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let part = file.split('/').next().expect("a part");
+    std::fs::create_dir_all(folder.path().join(part)).expect("a folder");
+    std::fs::write(folder.path().join("model_index.json"), "{}").expect("written");
+    std::fs::copy(data(&format!("networks/{config}.json")), folder.path().join(part).join("config.json")).expect("copied");
+    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    loop {
+        write(&folder.path().join(file), &shapes);
+        match load(folder.path()) {
+            Ok(()) => return folder,
+            Err(scumble::Error::MissingTensor { name, expected, .. }) => {
+                // A pair of weights and biases at once halves the number of tries.
+                if let Some(stem) = name.strip_suffix(".weight").filter(|_| expected.len() == 1) {
+                    shapes.insert(format!("{stem}.bias"), expected.clone());
+                }
+                assert!(shapes.insert(name.clone(), expected).is_none(), "{name} is there, but missing");
+            }
+            Err(other) => panic!("{config}: {other}"),
+        }
+    }
+}
+
+/// As `random_weights` of tools/reference/common.py.
+fn write(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (i, (name, shape)) in shapes.iter().enumerate() {
+        let numel: usize = shape.iter().product();
+        let draw = randn(1000 + i as u64, numel);
+        let scale = (1.0 / (numel as f64 / shape[0] as f64).sqrt()) as f32;
+        let value = |v: f32| match name.as_str() {
+            n if n.ends_with(".bias") => v * 0.1,
+            n if n.contains("norm") => 1.0 + v * 0.1,
+            n if n.contains("embedding.weight") => v * 0.5,
+            _ => v * scale,
+        };
+        tensors.push((name.clone(), shape.clone(), draw.into_iter().flat_map(|v| value(v).to_le_bytes()).collect()));
+    }
+    let views = tensors.iter().map(|(n, s, b)| (n.as_str(), TensorView::new(Dtype::F32, s.clone(), b).expect("a view")));
+    std::fs::write(path, safetensors::serialize(views, None).expect("serialised")).expect("written");
+}

@@ -1,0 +1,184 @@
+//! Rung 4: the networks against PyTorch. Goldens by tools/reference/networks.py; limits are relative errors in f32.
+
+#[path = "common/networks.rs"]
+mod networks;
+
+use std::path::Path;
+
+use networks::{Golden, relative, weights_of};
+use pollster::block_on;
+use scumble::Precision;
+use scumble::gpu::{DType, Gpu, GpuOptions};
+use scumble::model::clip::Clip;
+use scumble::model::config::{ClipConfig, UNetConfig, VaeConfig};
+use scumble::model::unet::UNet;
+use scumble::model::vae::{Decoder, Encoder};
+use scumble::probe::{self, UNetInput};
+use scumble::weights::{Files, Loader};
+
+/// f32 sums in another order than PyTorch's.
+const F32: f64 = 2e-5;
+/// f16 weights' inputs and activations.
+const F16: f64 = 1e-2;
+
+fn gpu() -> Gpu {
+    let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants: vec![] };
+    block_on(Gpu::open(&options)).expect("a GPU or a software device")
+}
+
+fn file(folder: &Path, part: &str) -> (scumble::weights::Weights, std::path::PathBuf, String) {
+    let files = Files::open(folder).expect("a folder");
+    let weights = files.weights(&[&format!("{part}/weights.safetensors")]).expect("weights");
+    let path = files.path(&format!("{part}/config.json"));
+    let text = files.text(&format!("{part}/config.json")).expect("a config");
+    (weights, path, text)
+}
+
+fn load_unet(gpu: &Gpu, folder: &Path, dtype: DType) -> scumble::Result<UNet> {
+    let (weights, path, text) = file(folder, "unet");
+    block_on(UNet::load(&mut Loader::new(gpu, &weights, dtype), UNetConfig::parse(&path, &text)?))
+}
+
+/// A small UNet against its golden, in f32 and where the device has it in f16.
+fn unet(case: &str) {
+    let noop = block_on(Gpu::noop(&scumble::gpu::device::NoopProfile::LAVAPIPE)).expect("noop");
+    let folder = weights_of(|folder| load_unet(&noop, folder, DType::F32).map(drop), "unet/weights.safetensors", case);
+    let golden = Golden::open(&format!("networks/{case}"));
+    let gpu = gpu();
+    let input = UNetInput {
+        sample: golden.take("sample"),
+        timestep: golden.take("timestep"),
+        encoder_hidden_states: golden.take("encoder_hidden_states"),
+    };
+    let types: &[(DType, f64)] = if gpu.caps().f16 { &[(DType::F32, F32), (DType::F16, F16)] } else { &[(DType::F32, F32)] };
+    for &(dtype, limit) in types {
+        let unet = load_unet(&gpu, folder.path(), dtype).expect("loaded");
+        let (sample, mass) = block_on(probe::run_unet(&gpu, &unet, dtype, &input, true)).expect("run");
+        let error = relative(&sample.data, &golden.take("out").data);
+        let mass_error = relative(&mass.expect("asked for").data, &golden.take("mass").data);
+        println!("{case} {dtype:?}: sample {error:.1e}, mass {mass_error:.1e}");
+        assert!(error < limit && mass_error < limit, "{case} {dtype:?}: sample {error:.1e}, mass {mass_error:.1e}");
+    }
+}
+
+#[test]
+fn unet_with_linear_projections_and_odd_sizes() {
+    unet("unet_linear");
+}
+
+#[test]
+fn unet_with_convolutional_projections_and_a_short_context() {
+    unet("unet_conv");
+}
+
+#[test]
+fn unet_of_four_levels_on_a_5x5_latent() {
+    unet("unet_deep");
+}
+
+#[test]
+fn unet_with_nine_channels() {
+    unet("unet_inpaint");
+}
+
+fn vae(case: &str) {
+    let parse = |folder: &Path| {
+        let (weights, path, text) = file(folder, "vae");
+        (weights, VaeConfig::parse(&path, &text).expect("a config"))
+    };
+    let load = |gpu: &Gpu, folder: &Path| {
+        let (weights, config) = parse(folder);
+        let decoder = block_on(Decoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config))?;
+        let encoder = block_on(Encoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config))?;
+        Ok((decoder, encoder, config))
+    };
+    let noop = block_on(Gpu::noop(&scumble::gpu::device::NoopProfile::LAVAPIPE)).expect("noop");
+    let folder = weights_of(|folder| load(&noop, folder).map(drop), "vae/weights.safetensors", case);
+    let golden = Golden::open(&format!("networks/{case}"));
+    let gpu = gpu();
+    let (decoder, encoder, config) = load(&gpu, folder.path()).expect("loaded");
+    let decoded = block_on(probe::run_decoder(&gpu, &decoder, &config, &golden.take("latent"))).expect("decoded");
+    let (mean, logvar) = block_on(probe::run_encoder(&gpu, &encoder, &config, &golden.take("image"))).expect("encoded");
+    for (name, found) in [("decoded", &decoded), ("mean", &mean), ("logvar", &logvar)] {
+        let expected = golden.take(name);
+        assert_eq!(found.shape, expected.shape, "{case} {name}");
+        let error = relative(&found.data, &expected.data);
+        assert!(error < F32, "{case} {name}: {error:.1e}");
+    }
+}
+
+#[test]
+fn vae_of_two_levels() {
+    vae("vae_two");
+}
+
+#[test]
+fn vae_of_four_levels_without_quant_convolutions() {
+    vae("vae_four");
+}
+
+fn clip(case: &str) {
+    let load = |gpu: &Gpu, folder: &Path| {
+        let (weights, path, text) = file(folder, "text_encoder");
+        block_on(Clip::load(gpu, weights, ClipConfig::parse(&path, &text)?))
+    };
+    let noop = block_on(Gpu::noop(&scumble::gpu::device::NoopProfile::LAVAPIPE)).expect("noop");
+    let folder = weights_of(|folder| load(&noop, folder).map(drop), "text_encoder/weights.safetensors", case);
+    let golden = Golden::open(&format!("networks/{case}"));
+    let gpu = gpu();
+    let clip = load(&gpu, folder.path()).expect("loaded");
+    let ids: Vec<u32> = golden.take("ids").data.iter().map(|&id| id as u32).collect();
+    let (hidden, pooled) = block_on(probe::clip_ids(&gpu, &clip, &ids)).expect("run");
+    let errors = [("hidden_states", hidden), ("pooled", pooled)].map(|(name, t)| relative(&t.data, &golden.take(name).data));
+    assert!(errors.iter().all(|&e| e < F32), "{case}: {errors:?}");
+}
+
+#[test]
+fn clip_with_quick_gelu() {
+    clip("clip_quick");
+}
+
+#[test]
+fn clip_with_gelu() {
+    clip("clip_gelu");
+}
+
+fn embedded() -> Files {
+    Files::Embedded(scumble_model::FILES)
+}
+
+#[test]
+fn the_embedded_text_encoder() {
+    let golden = Golden::open("networks/embedded_clip");
+    let prompt = "a fox in a pine forest at night";
+    let (hidden, pooled) = block_on(probe::clip(&gpu(), &embedded(), prompt)).expect("run");
+    assert!(relative(&hidden.data, &golden.take("hidden_states").data) < F32);
+    let width = pooled.data.len();
+    assert!(relative(&pooled.data, &golden.take("pooled").data[width..2 * width]) < F32);
+}
+
+#[test]
+fn the_embedded_unet() {
+    let golden = Golden::open("networks/embedded_unet");
+    let input = UNetInput {
+        sample: golden.take("sample"),
+        timestep: golden.take("timestep"),
+        encoder_hidden_states: golden.take("encoder_hidden_states"),
+    };
+    let (sample, mass) = block_on(probe::unet(&gpu(), &embedded(), Precision::F32, &input, true)).expect("run");
+    let mass = mass.expect("asked for");
+    assert!(relative(&sample.data, &golden.take("out").data) < F32);
+    assert!(relative(&mass.data, &golden.take("mass").data) < F32);
+    let mean = mass.data.iter().sum::<f32>() / mass.data.len() as f32;
+    assert!((mean - 1.0).abs() < 1e-5, "the mean mass is 1, found {mean}");
+}
+
+#[test]
+fn the_embedded_vae() {
+    let golden = Golden::open("networks/embedded_vae");
+    let decoded = block_on(probe::vae_decode(&gpu(), &embedded(), &golden.take("latent"))).expect("decoded");
+    assert!(relative(&decoded.data, &golden.take("decoded").data) < F32);
+    let (mean, logvar) = block_on(probe::vae_encode(&gpu(), &embedded(), &golden.take("image"))).expect("encoded");
+    assert!(relative(&mean.data, &golden.take("mean").data) < F32);
+    assert!(relative(&logvar.data, &golden.take("logvar").data) < F32);
+}

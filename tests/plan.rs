@@ -1,0 +1,102 @@
+//! Rung 2: whole networks recorded, planned, and validated by wgpu on its `noop` backend under four capability sets: what a
+//! browser guarantees, lavapipe, Apple, an H200. No GPU.
+
+use pollster::block_on;
+use scumble::gpu::device::NoopProfile;
+use scumble::gpu::{Gpu, GpuOptions};
+use scumble::weights::Files;
+use scumble::{Error, Pipeline, Precision, Request};
+
+const PROFILES: [NoopProfile; 4] = [NoopProfile::BROWSER, NoopProfile::LAVAPIPE, NoopProfile::APPLE, NoopProfile::H200];
+
+fn pipeline(profile: &NoopProfile) -> Pipeline {
+    let gpu = block_on(Gpu::noop(profile)).expect("noop");
+    block_on(Pipeline::load(&gpu, &Files::Embedded(scumble_model::FILES), Precision::Auto)).expect("the embedded model")
+}
+
+/// noop computes nothing, so a run ends with zeros; what counts is that wgpu accepted every buffer, pipeline and dispatch.
+fn run(pipeline: &Pipeline, request: &Request) -> scumble::Result<scumble::Generated> {
+    block_on(pipeline.generate(request, &mut |_| std::ops::ControlFlow::Continue(())))
+}
+
+#[test]
+fn a_whole_run_validates_under_every_profile() {
+    for profile in &PROFILES {
+        let pipeline = pipeline(profile);
+        for (sampler, sag_scale) in [("euler_ancestral", 0.75), ("heun", 0.0), ("dpmpp_2m", 0.75)] {
+            let request = Request { steps: 2, sampler: sampler.into(), sag_scale, ..Default::default() };
+            let made = run(&pipeline, &request).unwrap_or_else(|e| panic!("{}: {e}", profile.name));
+            assert_eq!(made.images.len(), 1);
+        }
+    }
+}
+
+#[test]
+fn the_planned_peak_is_the_peak_that_is_allocated() {
+    for profile in &PROFILES {
+        let pipeline = pipeline(profile);
+        for (batch, width, sag_scale, sampler) in [(1, 256, 0.75, "euler"), (2, 192, 0.0, "heun"), (1, 328, 0.75, "dpmpp_2m")] {
+            let request =
+                Request { steps: 3, batch, width: Some(width), sag_scale, sampler: sampler.into(), ..Default::default() };
+            let memory = run(&pipeline, &request).expect("a run").memory;
+            assert_eq!(memory.planned_peak, memory.peak, "{} batch {batch} width {width}", profile.name);
+        }
+    }
+}
+
+#[test]
+fn odd_latents_are_planned() {
+    let pipeline = pipeline(&NoopProfile::LAVAPIPE);
+    for (width, height) in [(40, 40), (40, 56), (264, 72), (136, 200)] {
+        let request = Request { steps: 1, width: Some(width), height: Some(height), ..Default::default() };
+        run(&pipeline, &request).unwrap_or_else(|e| panic!("{width}x{height}: {e}"));
+    }
+}
+
+#[test]
+fn a_picture_that_does_not_fit_is_refused_before_anything_is_allocated() {
+    let pipeline = pipeline(&NoopProfile::BROWSER);
+    let before = pipeline.gpu().memory_in_use().0;
+    pipeline.gpu().reset_peak();
+    let request = Request { width: Some(4096), height: Some(4096), ..Default::default() };
+    let error = run(&pipeline, &request).err().expect("4096x4096 does not fit 128 MiB bindings");
+    let Error::DoesNotFit { needed, available, .. } = &error else { panic!("{error}") };
+    assert!(needed > available && *available == 128 << 20, "{error}");
+    assert!(error.to_string().contains("4096x4096"), "{error}");
+    assert_eq!(pipeline.gpu().memory_in_use(), (before, before));
+}
+
+#[test]
+fn a_host_may_own_the_device() {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    let gpu = Gpu::from_device(device, queue, &[]).expect("a device");
+    let pipeline = block_on(Pipeline::load(&gpu, &Files::Embedded(scumble_model::FILES), Precision::Auto)).expect("loaded");
+    assert!(!gpu.caps().f16, "the host asked for no f16, so no kernel may use it");
+    run(&pipeline, &Request { steps: 1, ..Default::default() }).expect("a run on the host's device");
+}
+
+#[test]
+fn an_unknown_variant_or_device_is_told_the_list() {
+    let open = |device: Option<&str>, op: &str, name: &str| {
+        let options = GpuOptions { device: device.map(Into::into), variants: vec![(op.into(), name.into())] };
+        block_on(Gpu::open(&options)).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    assert!(open(None, "conv3d", "tile").contains("conv2d"));
+    assert!(open(None, "conv2d", "tiles").contains("portable"));
+    assert!(open(Some("no such card"), "conv2d", "tile").contains("0: "));
+}
+
+#[test]
+fn cancelling_between_steps_is_an_error_of_its_own() {
+    let pipeline = pipeline(&NoopProfile::H200);
+    let mut steps = 0;
+    let mut stop = |progress| {
+        if let scumble::Progress::Step { .. } = progress {
+            steps += 1;
+        }
+        if steps == 2 { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+    };
+    let error = block_on(pipeline.generate(&Request::default(), &mut stop)).err();
+    assert!(matches!(error, Some(Error::Cancelled)));
+    assert_eq!(steps, 2, "no step is begun after the cancellation is heard");
+}
