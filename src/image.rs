@@ -1,14 +1,15 @@
 //! Pictures: from the decoder's numbers to pixels, PNG with text, labels, and files that are whole or not there.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
-use embedded_graphics::Pixel;
 use embedded_graphics::geometry::{OriginDimensions, Point, Size};
-use embedded_graphics::mono_font::{MonoTextStyle, ascii::FONT_10X20};
+use embedded_graphics::mono_font::{MonoTextStyle, iso_8859_1::FONT_10X20};
 use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
 use embedded_graphics::prelude::DrawTarget;
 use embedded_graphics::text::{Baseline, Text};
-use embedded_graphics::Drawable;
+use embedded_graphics::{Drawable, Pixel};
 
 use crate::error::{Error, Result};
 use crate::weights::io_problem;
@@ -20,87 +21,112 @@ pub struct Image {
     pub width: u32,
     /// Pixels.
     pub height: u32,
-    /// width · height · 3 bytes.
+    /// [height, width, 3] bytes.
     pub rgb: Vec<u8>,
+}
+
+/// Pixels of a picture.
+fn area(width: u32, height: u32) -> usize {
+    width as usize * height as usize
+}
+
+/// 0 .. 1 to the nearest of 256 levels, halves up; what lies outside is cut off.
+fn level(value: f32) -> u8 {
+    (value.clamp(0.0, 1.0) * 255.0).round() as u8
 }
 
 impl Image {
     /// A picture of one colour.
     pub fn filled(width: u32, height: u32, color: [u8; 3]) -> Image {
-        Image { width, height, rgb: color.repeat((width * height) as usize) }
+        Image { width, height, rgb: color.repeat(area(width, height)) }
     }
 
-    /// From [H, W, stride] in -1 .. 1, red, green, blue first; rounded to the nearest of 256 levels.
+    /// From the VAE's [height, width, stride] in -1 .. 1, red, green, blue first of each `stride` (3 or more) numbers.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if a number is not finite: a black picture is not written silently.
+    /// [`Error::Invalid`] if a colour is not finite: a black picture is never made of it in silence.
     pub fn from_nhwc(data: &[f32], width: u32, height: u32, stride: usize) -> Result<Image> {
-        assert_eq!(data.len(), (width * height) as usize * stride, "picture of {width}x{height}");
-        let bad = data.iter().filter(|value| !value.is_finite()).count();
+        assert_eq!(data.len(), area(width, height) * stride, "picture of {width} x {height}, {stride} numbers a pixel");
+        assert!(stride >= 3, "picture of {stride} numbers a pixel");
+        let colors = data.chunks_exact(stride).flat_map(|pixel| &pixel[..3]);
+        let bad = colors.clone().filter(|value| !value.is_finite()).count();
         if bad > 0 {
-            return Err(Error::invalid("the decoded picture", "finite numbers (try --precision f32)", format!("{bad} that are not")));
+            let found = format!("{bad} of {} that are NaN or infinite", area(width, height) * 3);
+            return Err(Error::invalid("the VAE's picture", "finite numbers (try --precision f32)", found));
         }
-        let level = |v: &f32| ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8;
-        let rgb = data.chunks_exact(stride).flat_map(|pixel| pixel[..3].iter().map(level)).collect();
-        Ok(Image { width, height, rgb })
+        Ok(Image { width, height, rgb: colors.map(|value| level((value + 1.0) / 2.0)).collect() })
     }
 
-    /// A grey picture of `values` [H, W], 0 .. `max` to black .. white.
+    /// A grey picture of `values` [height, width], 0 .. `max` to black .. white.
     pub fn from_gray(values: &[f32], width: u32, height: u32, max: f32) -> Image {
-        assert_eq!(values.len(), (width * height) as usize, "grey picture of {width}x{height}");
-        let level = |v: &f32| ((v / max.max(f32::MIN_POSITIVE)).clamp(0.0, 1.0) * 255.0).round() as u8;
-        Image { width, height, rgb: values.iter().flat_map(|v| [level(v); 3]).collect() }
+        assert_eq!(values.len(), area(width, height), "grey picture of {width} x {height}");
+        let max = max.max(f32::MIN_POSITIVE);
+        Image { width, height, rgb: values.iter().flat_map(|value| [level(value / max); 3]).collect() }
     }
 
     /// Enlarged or reduced by nearest neighbour.
     pub fn resize_nearest(&self, width: u32, height: u32) -> Image {
-        let mut out = Image::filled(width, height, [0; 3]);
+        let source = |at: u32, from: u32, to: u32| (u64::from(at) * u64::from(from) / u64::from(to)) as u32;
+        let mut rgb = Vec::with_capacity(area(width, height) * 3);
         for y in 0..height {
-            for x in 0..width {
-                let (sx, sy) = (x * self.width / width, y * self.height / height);
-                out.set(x, y, self.get(sx, sy));
-            }
+            let row = source(y, self.height, height);
+            rgb.extend((0..width).flat_map(|x| self.get(source(x, self.width, width), row)));
         }
-        out
+        Image { width, height, rgb }
+    }
+
+    /// Where a pixel's bytes start.
+    fn offset(&self, x: u32, y: u32) -> usize {
+        assert!(x < self.width && y < self.height, "pixel {x}, {y} of {} x {}", self.width, self.height);
+        (y as usize * self.width as usize + x as usize) * 3
     }
 
     /// The colour of a pixel.
     pub fn get(&self, x: u32, y: u32) -> [u8; 3] {
-        let at = (y * self.width + x) as usize * 3;
+        let at = self.offset(x, y);
         [self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]]
     }
 
     /// Set a pixel.
     pub fn set(&mut self, x: u32, y: u32, color: [u8; 3]) {
-        let at = (y * self.width + x) as usize * 3;
+        let at = self.offset(x, y);
         self.rgb[at..at + 3].copy_from_slice(&color);
     }
 
     /// Put `other` with its top left corner at x, y; what lies outside is cut off.
     pub fn paste(&mut self, other: &Image, x: u32, y: u32) {
-        for row in 0..other.height.min(self.height.saturating_sub(y)) {
-            for column in 0..other.width.min(self.width.saturating_sub(x)) {
-                self.set(x + column, y + row, other.get(column, row));
-            }
+        let rows = other.height.min(self.height.saturating_sub(y));
+        let columns = other.width.min(self.width.saturating_sub(x));
+        if columns == 0 {
+            return;
+        }
+        let bytes = columns as usize * 3;
+        for row in 0..rows {
+            let (from, to) = (other.offset(0, row), self.offset(x, y + row));
+            self.rgb[to..to + bytes].copy_from_slice(&other.rgb[from..from + bytes]);
         }
     }
 
-    /// Write ASCII text with its top left corner at x, y, in letters of 10x20 pixels.
+    /// Write text with its top left corner at x, y, in letters of 10 x 20 pixels; what lies outside is cut off. Letters beyond
+    /// Latin-1 are question marks.
     pub fn draw_text(&mut self, x: u32, y: u32, text: &str, color: [u8; 3]) {
         let style = MonoTextStyle::new(&FONT_10X20, Rgb888::new(color[0], color[1], color[2]));
+        if x >= self.width || y >= self.height {
+            return;
+        }
         let at = Point::new(x as i32, y as i32);
-        let Ok(_) = Text::with_baseline(text, at, style, Baseline::Top).draw(self);
+        let Ok(_) = Text::with_baseline(text, at, style, Baseline::Top).draw(&mut Canvas(self));
     }
 
-    /// Width of [`Image::draw_text`]'s letters together.
+    /// Pixels that [`Image::draw_text`] needs for a line of text.
     pub fn text_width(text: &str) -> u32 {
-        10 * text.chars().count() as u32
+        FONT_10X20.character_size.width * text.chars().count() as u32
     }
 
-    /// PNG with text chunks (tEXt where the text is Latin-1, else iTXt).
+    /// PNG with text chunks: (keyword, text), tEXt where the text is Latin-1, else iTXt.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if PNG cannot hold the picture or the keyword.
+    /// [`Error::Invalid`] if PNG cannot hold the picture (it is empty) or a keyword (1 to 79 letters of Latin-1).
     pub fn encode_png(&self, text: &[(&str, &str)]) -> Result<Vec<u8>> {
         let bad = |e: png::EncodingError| Error::invalid("PNG", "a picture and texts that PNG can hold", e);
         let mut bytes = Vec::new();
@@ -108,10 +134,11 @@ impl Image {
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         for (keyword, value) in text {
-            let latin = value.chars().all(|c| (c as u32) < 256 && c != '\0');
-            match latin {
-                true => encoder.add_text_chunk((*keyword).into(), (*value).into()),
-                false => encoder.add_itxt_chunk((*keyword).into(), value.replace('\0', " ")),
+            // A NUL would end the text for some readers.
+            let (keyword, value) = ((*keyword).to_owned(), value.replace('\0', " "));
+            match value.chars().all(|letter| u32::from(letter) < 256) {
+                true => encoder.add_text_chunk(keyword, value),
+                false => encoder.add_itxt_chunk(keyword, value),
             }
             .map_err(bad)?;
         }
@@ -122,30 +149,33 @@ impl Image {
     }
 }
 
-impl OriginDimensions for Image {
+/// A picture as what the letters are drawn on.
+struct Canvas<'a>(&'a mut Image);
+
+impl OriginDimensions for Canvas<'_> {
     fn size(&self) -> Size {
-        Size::new(self.width, self.height)
+        Size::new(self.0.width, self.0.height)
     }
 }
 
-impl DrawTarget for Image {
+impl DrawTarget for Canvas<'_> {
     type Color = Rgb888;
     type Error = std::convert::Infallible;
 
     fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(&mut self, pixels: I) -> std::result::Result<(), Self::Error> {
         for Pixel(at, color) in pixels {
             if let (Ok(x), Ok(y)) = (u32::try_from(at.x), u32::try_from(at.y))
-                && x < self.width
-                && y < self.height
+                && x < self.0.width
+                && y < self.0.height
             {
-                self.set(x, y, [color.r(), color.g(), color.b()]);
+                self.0.set(x, y, [color.r(), color.g(), color.b()]);
             }
         }
         Ok(())
     }
 }
 
-/// Keywords and texts of a PNG.
+/// (keyword, text) of a PNG's text chunks, those of Latin-1 (tEXt) first.
 ///
 /// # Errors
 /// [`Error::Invalid`] if the bytes are no PNG.
@@ -159,72 +189,211 @@ pub fn read_png_text(bytes: &[u8]) -> Result<Vec<(String, String)>> {
     Ok(latin.chain(utf8).collect())
 }
 
-/// Write a file whole or not at all: beside it first, then renamed.
+/// Write a file whole or not at all: under another name beside it, then renamed. An older file of that name is as it was until
+/// then. A link stays a link, and what is no file (`/dev/stdout`, a named pipe) is written to as it is.
 ///
 /// # Errors
-/// [`Error::File`] if the folder is missing or closed to us; an older file of that name is then as it was.
+/// [`Error::File`] if `path` is a folder or has no name, if its folder is missing or closed to us, or the disk is full. Nothing is
+/// left behind.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let hint = "choose another output with -o";
+    let fail = |problem: String| Error::file(path, problem, "choose another output with -o");
     if path.is_dir() {
-        return Err(Error::file(path, "this is a folder, expected a file name", hint));
+        return Err(fail("this is a folder, expected a file name".into()));
     }
-    let Some(name) = path.file_name() else { return Err(Error::file(path, "no file name", hint)) };
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(format!(".{}.part", std::process::id()));
-    let beside = path.with_file_name(beside);
-    let written = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path));
-    written.map_err(|e| {
-        let _ = std::fs::remove_file(&beside);
-        let problem = match e.kind() {
-            std::io::ErrorKind::NotFound => "cannot be written: its folder does not exist".to_owned(),
-            _ => format!("cannot be written: {}", io_problem(&e)),
-        };
-        Error::file(path, problem, hint)
+    if path.file_name().is_none() {
+        return Err(fail("expected a file name, found none".into()));
+    }
+    let written = match std::fs::metadata(path) {
+        // Renaming over a device would replace it by a file, for everyone.
+        Ok(found) if !found.is_file() => File::options().write(true).open(path).and_then(|mut f| f.write_all(bytes)),
+        Ok(_) => path.canonicalize().and_then(|target| replace(&target, bytes)),
+        Err(_) => replace(path, bytes),
+    };
+    written.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => fail("cannot be written: its folder does not exist".into()),
+        ErrorKind::NotADirectory => fail("cannot be written: what should be its folder is a file".into()),
+        _ => fail(format!("cannot be written: {}", io_problem(&e))),
     })
+}
+
+/// Write a new file beside `path`, then give it that name.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let (mut file, beside) = create_beside(path)?;
+    let written = file.write_all(bytes);
+    // Windows renames no open file.
+    drop(file);
+    written.and_then(|()| std::fs::rename(&beside, path)).inspect_err(|_| {
+        let _ = std::fs::remove_file(&beside);
+    })
+}
+
+/// A file in the same folder that was not there: other threads and processes, and what a killed one left, keep theirs.
+fn create_beside(path: &Path) -> std::io::Result<(File, PathBuf)> {
+    let mut number = 0;
+    loop {
+        // Not with the file's own name in it, which may be as long as a name can be.
+        let beside = path.with_file_name(format!(".scumble-{number}.part"));
+        match File::create_new(&beside) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => number += 1,
+            file => return Ok((file?, beside)),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const WHITE: [u8; 3] = [255; 3];
+    const BLACK: [u8; 3] = [0; 3];
+
     #[test]
     fn numbers_become_levels() {
-        let image = Image::from_nhwc(&[-1.0, 0.0, 1.0, 9.0, -2.0, 2.0, 0.5, 9.0], 2, 1, 4).expect("finite");
+        let image = Image::from_nhwc(&[-1.0, 0.0, 1.0, f32::NAN, -2.0, 2.0, 0.5, 9.0], 2, 1, 4).expect("finite");
         assert_eq!(image.rgb, [0, 128, 255, 0, 255, 191]);
-        assert!(Image::from_nhwc(&[f32::NAN; 4], 1, 1, 4).is_err());
+        let every: Vec<f32> = (0..=255).map(|n| n as f32 / 127.5 - 1.0).flat_map(|v| [v; 3]).collect();
+        let image = Image::from_nhwc(&every, 256, 1, 3).expect("finite");
+        assert_eq!(image.rgb, (0..=255).flat_map(|n| [n; 3]).collect::<Vec<u8>>());
     }
 
     #[test]
-    fn png_keeps_its_texts() {
-        let texts = [("parameters", "a fox\nSteps: 20"), ("request", "{\"prompt\":\"ein Füchslein 狐\"}")];
-        let png = Image::filled(3, 2, [1, 2, 3]).encode_png(&texts).expect("png");
-        let read = read_png_text(&png).expect("png");
-        assert_eq!(read.len(), 2);
-        for (keyword, value) in texts {
-            assert!(read.iter().any(|(k, v)| k == keyword && v == value), "{keyword} in {read:?}");
+    fn a_picture_that_is_not_finite_is_an_error() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let error = Image::from_nhwc(&[0.0, 0.0, 0.0, 0.0, bad, 0.0], 2, 1, 3).expect_err("not finite").to_string();
+            assert!(error.contains("--precision f32") && error.ends_with("1 of 6 that are NaN or infinite"), "{error}");
         }
     }
 
     #[test]
-    fn text_is_drawn_inside_the_picture() {
-        let mut image = Image::filled(60, 24, [255; 3]);
-        image.draw_text(2, 2, "with SAG", [0; 3]);
-        let dark = image.rgb.iter().filter(|&&v| v == 0).count();
-        assert!(dark > 100 && dark < 60 * 24, "{dark}");
+    fn grey_is_scaled_by_its_maximum() {
+        let image = Image::from_gray(&[0.0, 5.0, 10.0, 20.0], 2, 2, 10.0);
+        assert_eq!(image.rgb.chunks_exact(3).map(|p| p[0]).collect::<Vec<u8>>(), [0, 128, 255, 255]);
+        assert_eq!(Image::from_gray(&[0.0], 1, 1, 0.0).rgb, [0; 3]);
+    }
+
+    #[test]
+    fn enlarging_repeats_pixels_and_reducing_undoes_it() {
+        let image = Image { width: 3, height: 2, rgb: (0..18).collect() };
+        let large = image.resize_nearest(12, 10);
+        assert_eq!((large.width, large.height, large.rgb.len()), (12, 10, 360));
+        for (x, y) in [(0, 0), (3, 4), (4, 0), (11, 9)] {
+            assert_eq!(large.get(x, y), image.get(x / 4, y / 5), "{x}, {y}");
+        }
+        assert_eq!(large.resize_nearest(3, 2), image);
+        assert!(image.resize_nearest(0, 4).rgb.is_empty());
+    }
+
+    #[test]
+    fn what_is_pasted_outside_is_cut_off() {
+        let mut image = Image::filled(4, 3, BLACK);
+        let dot = Image::filled(2, 2, WHITE);
+        for (x, y) in [(3, 2), (4, 0), (0, 3), (u32::MAX, u32::MAX)] {
+            image.paste(&dot, x, y);
+        }
+        assert_eq!(image.get(3, 2), WHITE);
+        assert_eq!(image.rgb.iter().filter(|&&v| v == 255).count(), 3);
+        image.paste(&dot, 0, 1);
+        assert_eq!([image.get(0, 0), image.get(1, 1), image.get(1, 2), image.get(2, 1)], [BLACK, WHITE, WHITE, BLACK]);
+    }
+
+    #[test]
+    fn png_keeps_its_texts_and_pixels() {
+        let long = "fox ".repeat(100_000);
+        let texts = [("latin", "a fox, Füchslein\nSteps: 20"), ("not latin", "狐"), ("empty", ""), ("long", &long)];
+        let image = Image { width: 3, height: 2, rgb: (0..18).collect() };
+        let png = image.encode_png(&texts).expect("png");
+        let read = read_png_text(&png).expect("png");
+        assert_eq!(read.len(), texts.len());
+        for (keyword, value) in texts {
+            assert!(read.iter().any(|(k, v)| k == keyword && v == value), "{keyword}");
+        }
+        let mut reader = png::Decoder::new(std::io::Cursor::new(&png)).read_info().expect("png");
+        let mut pixels = vec![0; reader.output_buffer_size().expect("small")];
+        reader.next_frame(&mut pixels).expect("a frame");
+        assert_eq!(pixels, image.rgb);
+    }
+
+    #[test]
+    fn what_png_cannot_hold_is_an_error() {
+        let image = Image::filled(1, 1, WHITE);
+        assert!(image.encode_png(&[("", "no keyword")]).is_err());
+        assert!(image.encode_png(&[("狐", "not Latin-1")]).is_err());
+        assert!(Image::filled(0, 4, WHITE).encode_png(&[]).is_err());
+        assert!(read_png_text(b"no picture").is_err());
+        let png = image.encode_png(&[("a", "nul \0 nul")]).expect("png");
+        assert_eq!(read_png_text(&png).expect("png"), [("a".to_owned(), "nul   nul".to_owned())]);
+    }
+
+    #[test]
+    fn text_is_drawn_inside_its_box() {
+        let (mut image, text) = (Image::filled(100, 40, WHITE), "with SÄG");
+        image.draw_text(7, 9, text, BLACK);
+        assert_eq!(Image::text_width(text), 80);
+        let places = (0..40).flat_map(|y| (0..100).map(move |x| (x, y)));
+        let drawn: Vec<(u32, u32)> = places.filter(|&(x, y)| image.get(x, y) == BLACK).collect();
+        assert!(drawn.len() > 200 && drawn.len() < 80 * 20 / 2, "{}", drawn.len());
+        assert!(drawn.iter().all(|&(x, y)| (7..87).contains(&x) && (9..29).contains(&y)), "{drawn:?}");
+    }
+
+    #[test]
+    fn text_outside_is_cut_off() {
+        let mut image = Image::filled(12, 8, WHITE);
+        image.draw_text(5, 2, "a fox 狐\n\u{0}", BLACK);
+        let before = image.clone();
+        image.draw_text(u32::MAX, u32::MAX, "a fox", BLACK);
+        image.draw_text(13, 0, "a fox", BLACK);
+        assert_eq!(image, before);
     }
 
     #[test]
     fn a_file_is_whole_or_not_there() {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("a.png");
+        let path = folder.path().join(format!("{}.png", "a".repeat(251)));
+        // What a killed run left is neither used nor removed.
+        std::fs::write(folder.path().join(".scumble-0.part"), b"left").expect("written");
         write_atomic(&path, b"one").expect("written");
         write_atomic(&path, b"two").expect("written again");
         assert_eq!(std::fs::read(&path).expect("there"), b"two");
-        let missing = folder.path().join("no/such/a.png");
-        let error = write_atomic(&missing, b"x").expect_err("no folder").to_string();
-        assert!(error.contains("its folder does not exist"), "{error}");
-        assert!(write_atomic(folder.path(), b"x").is_err());
-        assert_eq!(std::fs::read_dir(folder.path()).expect("there").count(), 1, "no partial file is left");
+        for (bad, expected) in [
+            (folder.path().join("no/such/a.png"), "its folder does not exist"),
+            (path.join("a.png"), "cannot be written"),
+            (folder.path().to_owned(), "this is a folder"),
+            (PathBuf::new(), "expected a file name"),
+            (folder.path().join("b".repeat(300)), "cannot be written"),
+        ] {
+            let error = write_atomic(&bad, b"x").expect_err(expected).to_string();
+            assert!(error.contains(expected) && error.contains("choose another output"), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).expect("there").count(), 2, "no partial file is left");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_stays_a_link_and_what_is_no_file_is_not_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [path, link, socket] = ["a.png", "link.png", "socket"].map(|name| folder.path().join(name));
+        std::fs::write(&path, b"old").expect("written");
+        std::os::unix::fs::symlink(&path, &link).expect("linked");
+        write_atomic(&link, b"new").expect("written");
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&path).expect("there"), b"new");
+        // A socket stands for every device: it cannot be written, and must still be there.
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+        assert!(write_atomic(&socket, b"new").is_err() && !socket.is_file());
+    }
+
+    #[test]
+    fn threads_that_write_one_file_leave_one_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.png");
+        std::thread::scope(|scope| {
+            for n in 0..8u8 {
+                let path = &path;
+                scope.spawn(move || write_atomic(path, &vec![n; 100_000]).expect("written"));
+            }
+        });
+        let bytes = std::fs::read(&path).expect("there");
+        assert!(bytes.len() == 100_000 && bytes.iter().all(|&b| b == bytes[0]));
+        assert_eq!(std::fs::read_dir(folder.path()).expect("there").count(), 1);
     }
 }

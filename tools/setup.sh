@@ -3,6 +3,9 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+# Mesa's window code calls it an error where no desktop has set this, although no window is opened.
+export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}
+
 say() { printf 'scumble: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 1; }
 
