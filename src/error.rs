@@ -78,7 +78,9 @@ pub enum Error {
         hint: String,
     },
     /// The device ran out of memory although the plan said that it would fit.
-    #[error("{device} ran out of memory allocating {needed} bytes for {what}; close other programs that use it, or ask for a smaller picture or batch")]
+    #[error(
+        "{device} ran out of memory allocating {needed} bytes for {what}; close other programs that use it, or ask for a smaller picture or batch"
+    )]
     OutOfMemory {
         /// What was being created.
         what: String,
@@ -88,7 +90,9 @@ pub enum Error {
         needed: u64,
     },
     /// The device went away (driver reset, unplugged, out of memory).
-    #[error("the device {device} was lost: {reason}; nothing was written: run again, with a smaller picture if it happens again")]
+    #[error(
+        "the device {device} was lost: {reason}; nothing was written: run again, with a smaller picture if it happens again"
+    )]
     DeviceLost {
         /// The device's name.
         device: String,

@@ -234,9 +234,11 @@ pub(crate) fn load_tokenizer(files: &Files) -> Result<Tokenizer> {
         #[serde(default)]
         pad_token: serde_json::Value,
     }
-    let map = match files.has("tokenizer/special_tokens_map.json") {
-        true => files.json::<Map>("tokenizer/special_tokens_map.json")?,
-        false => Map { pad_token: serde_json::Value::Null },
+    // As transformers: the map decides, the config where there is no map.
+    let said = ["tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"];
+    let map = match said.into_iter().find(|name| files.has(name)) {
+        Some(name) => files.json::<Map>(name)?,
+        None => Map { pad_token: serde_json::Value::Null },
     };
     let pad = map.pad_token.as_str().or_else(|| map.pad_token.get("content")?.as_str()).unwrap_or("<|endoftext|>");
     let (vocab, merges) = (files.text("tokenizer/vocab.json")?, files.text("tokenizer/merges.txt")?);
@@ -316,7 +318,18 @@ impl Pipeline {
         let decoder = Decoder::load(&mut Loader::new(gpu, &weights, DType::F32), &vae_config).await?;
         gpu.flush().await?;
         let weights = gpu.memory_in_use().0 - before;
-        Ok(Pipeline { gpu: gpu.clone(), tokenizer, clip, unet, decoder, vae_config, schedule, prediction, dtype, weights })
+        Ok(Pipeline {
+            gpu: gpu.clone(),
+            tokenizer,
+            clip,
+            unet,
+            decoder,
+            vae_config,
+            schedule,
+            prediction,
+            dtype,
+            weights,
+        })
     }
 
     /// The device.
@@ -334,7 +347,11 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Invalid`] before anything runs; [`Error::DoesNotFit`] before anything is allocated; [`Error::Cancelled`];
     /// [`Error::DeviceLost`].
-    pub async fn generate(&self, request: &Request, observe: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<Generated> {
+    pub async fn generate(
+        &self,
+        request: &Request,
+        observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Generated> {
         let begin = Instant::now();
         let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
         request.check()?;
@@ -382,9 +399,21 @@ impl Pipeline {
         let images = self.decode(&latents, &job, profile.as_mut(), observe).await?;
         timings.decode = ms(since);
         timings.total = ms(begin);
-        let memory = Memory { weights: self.weights, planned_peak: forecast, peak: self.gpu.memory_in_use().1, allocator };
+        let memory =
+            Memory { weights: self.weights, planned_peak: forecast, peak: self.gpu.memory_in_use().1, allocator };
         let (shape, sigmas) = (job.shape, job.sigmas);
-        Ok(Generated { request, images, latents: to_nchw(&latents, shape), shape, masks, sigmas, warnings, timings, memory, profile })
+        Ok(Generated {
+            request,
+            images,
+            latents: to_nchw(&latents, shape),
+            shape,
+            masks,
+            sigmas,
+            warnings,
+            timings,
+            memory,
+            profile,
+        })
     }
 }
 
@@ -414,7 +443,10 @@ impl Pipeline {
     fn job(&self, request: &Request) -> Result<Job> {
         let size = |pixels: Option<u32>| pixels.unwrap_or(8) as usize / 8;
         let shape = [request.batch as usize, 4, size(request.height), size(request.width)];
-        assert!(shape[2].min(shape[3]) > RADIUS as usize, "request.check allows no latent that cannot be blurred: {shape:?}");
+        assert!(
+            shape[2].min(shape[3]) > RADIUS as usize,
+            "request.check allows no latent that cannot be blurred: {shape:?}"
+        );
         let sigmas = sigmas(&self.schedule, scheduler(&request.scheduler)?, request.steps as usize, 1.0)?;
         let exact: Vec<f64> = sigmas.iter().map(|&sigma| f64::from(sigma)).collect();
         let recording = Recording::new(sampler(&request.sampler)?, &exact);
@@ -435,7 +467,8 @@ impl Pipeline {
         let what = || format!("a picture of {}x{} (batch {})", job.shape[3] * 8, job.shape[2] * 8, job.shape[0]);
         let mut g = Graph::new(gpu, self.dtype);
         let (x, out) = (g.argument("x", job.dims(), DType::F32), g.argument("denoised", job.dims(), DType::F32));
-        let floats = |g: &mut Graph, n: usize| g.argument("floats", [1, 1, 1, n.next_multiple_of(4) as u32], DType::F32);
+        let floats =
+            |g: &mut Graph, n: usize| g.argument("floats", [1, 1, 1, n.next_multiple_of(4) as u32], DType::F32);
         let timesteps = floats(&mut g, job.timesteps.len());
         let mask = job.passes.sag.then(|| floats(&mut g, job.mask_floats()));
         let kv = self.context_shapes(job.passes);
@@ -443,7 +476,8 @@ impl Pipeline {
         denoise(&mut g, &self.unet, job.passes, x, &Surroundings { timesteps, context: &context, mask }, out);
         gpu.check_graph(&what(), &g)?;
         let bytes = |n: u64| n.max(16).next_multiple_of(16);
-        let context: u64 = kv.iter().map(|dims| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * self.dtype.bytes())).sum();
+        let context: u64 =
+            kv.iter().map(|dims| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * self.dtype.bytes())).sum();
         let latent = bytes(job.shape.iter().product::<usize>() as u64 * 4);
         let latents = job.recording.plan().slots.len() as u64 * latent;
         let mask = if job.passes.sag { bytes(job.mask_floats() as u64 * 4) } else { 0 };
@@ -618,7 +652,8 @@ impl Sampling {
             lincomb(&mut g, out, &inputs);
             lincombs.push((terms, Program::new(gpu, g).await?));
         }
-        let coefficients: Vec<[f32; MAX_TERMS]> = job.recording.steps.iter().flatten().filter_map(coefficients).collect();
+        let coefficients: Vec<[f32; MAX_TERMS]> =
+            job.recording.steps.iter().flatten().filter_map(coefficients).collect();
         Ok(Sampling {
             gpu: gpu.clone(),
             latents,

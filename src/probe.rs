@@ -108,7 +108,13 @@ pub struct UNetInput {
 ///
 /// # Errors
 /// [`Error::Invalid`] for a tensor of the wrong shape; of the files; of the device.
-pub async fn unet(gpu: &Gpu, files: &Files, precision: Precision, input: &UNetInput, sag_map: bool) -> Result<(HostTensor, Option<HostTensor>)> {
+pub async fn unet(
+    gpu: &Gpu,
+    files: &Files,
+    precision: Precision,
+    input: &UNetInput,
+    sag_map: bool,
+) -> Result<(HostTensor, Option<HostTensor>)> {
     let dtype = pipeline::activation_type(gpu, precision)?;
     let unet = pipeline::load_unet(gpu, files, dtype).await?;
     run_unet(gpu, &unet, dtype, input, sag_map).await
@@ -118,7 +124,13 @@ pub async fn unet(gpu: &Gpu, files: &Files, precision: Precision, input: &UNetIn
 ///
 /// # Errors
 /// As [`unet`].
-pub async fn run_unet(gpu: &Gpu, unet: &UNet, dtype: DType, input: &UNetInput, sag_map: bool) -> Result<(HostTensor, Option<HostTensor>)> {
+pub async fn run_unet(
+    gpu: &Gpu,
+    unet: &UNet,
+    dtype: DType,
+    input: &UNetInput,
+    sag_map: bool,
+) -> Result<(HostTensor, Option<HostTensor>)> {
     let config = &unet.config;
     let shape = input.sample.image("sample", Some(config.in_channels))?;
     let [b, c, h, w] = shape;
@@ -211,7 +223,12 @@ pub async fn vae_encode(gpu: &Gpu, files: &Files, sample: &HostTensor) -> Result
 ///
 /// # Errors
 /// As [`unet`]; [`Error::Invalid`] if the picture is smaller than one latent pixel.
-pub async fn run_encoder(gpu: &Gpu, encoder: &Encoder, config: &VaeConfig, sample: &HostTensor) -> Result<(HostTensor, HostTensor)> {
+pub async fn run_encoder(
+    gpu: &Gpu,
+    encoder: &Encoder,
+    config: &VaeConfig,
+    sample: &HostTensor,
+) -> Result<(HostTensor, HostTensor)> {
     let shape = sample.image("sample", Some(config.in_channels))?;
     let f = config.factor() as usize;
     if shape[2] < f || shape[3] < f {
@@ -272,15 +289,30 @@ pub fn schedule(files: &Files, name: &str, steps: usize, denoise: f32) -> Result
 ///
 /// # Errors
 /// [`Error::Invalid`] for shapes or numbers that do not fit; of the device.
-pub async fn degraded(gpu: &Gpu, denoised: &HostTensor, mass: &HostTensor, mid: [u32; 2], sigma: f32, threshold: f32) -> Result<(HostTensor, HostTensor)> {
+pub async fn degraded(
+    gpu: &Gpu,
+    denoised: &HostTensor,
+    mass: &HostTensor,
+    mid: [u32; 2],
+    sigma: f32,
+    threshold: f32,
+) -> Result<(HostTensor, HostTensor)> {
     let shape = denoised.image("denoised", Some(4))?;
     let [b, _, h, w] = shape;
     let tokens = (mid[0] as usize).saturating_mul(mid[1] as usize);
     if tokens == 0 || mass.shape[..] != [b, tokens] {
-        return Err(Error::invalid("mass", format!("[{b}, {tokens}] for --mid {},{}", mid[0], mid[1]), format!("{:?}", mass.shape)));
+        return Err(Error::invalid(
+            "mass",
+            format!("[{b}, {tokens}] for --mid {},{}", mid[0], mid[1]),
+            format!("{:?}", mass.shape),
+        ));
     }
     if h.min(w) <= RADIUS as usize {
-        return Err(Error::invalid("denoised", format!("more than {RADIUS} latent pixels a side"), format!("{h} x {w}")));
+        return Err(Error::invalid(
+            "denoised",
+            format!("more than {RADIUS} latent pixels a side"),
+            format!("{h} x {w}"),
+        ));
     }
     if !(sigma.is_finite() && sigma >= 0.0) {
         return Err(Error::invalid("blur-sigma", "a number of at least 0", sigma));

@@ -62,7 +62,8 @@ impl Tokenizer {
             .unk_token(END.into())
             .build()
             .map_err(|e| bad(format!("vocabulary and merges do not belong together: {e}")))?;
-        Ok(Tokenizer { inner: pipeline(bpe, pad), length, start, end, pad: pad_id })
+        let inner = pipeline(bpe, pad).map_err(|e| bad(format!("the tokenizer cannot be built: {e}")))?;
+        Ok(Tokenizer { inner, length, start, end, pad: pad_id })
     }
 
     /// The ids of a prompt: any text, of any length.
@@ -84,16 +85,15 @@ impl Tokenizer {
 }
 
 /// What transformers builds for CLIP around the byte-pair model, whatever tokenizer_config.json says.
-fn pipeline(bpe: BPE, pad: &str) -> tokenizers::Tokenizer {
-    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ");
-    let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true);
-    let (Ok(spaces), Ok(words)) = (spaces, words) else { unreachable!("our own patterns: {WORDS}") };
+fn pipeline(bpe: BPE, pad: &str) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ")?;
+    let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;
     let mut inner = tokenizers::Tokenizer::new(bpe);
     inner.with_normalizer(Some(Sequence::new(vec![
         NormalizerWrapper::NFC(NFC),
         NormalizerWrapper::Replace(spaces),
         NormalizerWrapper::Lowercase(Lowercase),
-    ])));
+    ])))?;
     inner.with_pre_tokenizer(Some(PreSequence::new(vec![
         PreTokenizerWrapper::Split(words),
         PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
@@ -105,8 +105,8 @@ fn pipeline(bpe: BPE, pad: &str) -> tokenizers::Tokenizer {
     if pad != END {
         tokens.push(special(pad));
     }
-    inner.add_special_tokens(&tokens);
-    inner
+    inner.add_special_tokens(tokens)?;
+    Ok(inner)
 }
 
 #[cfg(test)]

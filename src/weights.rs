@@ -100,7 +100,8 @@ impl Files {
     pub fn text(&self, name: &str) -> Result<String> {
         let bytes = self.read(name)?;
         let text = std::str::from_utf8(&bytes);
-        text.map(str::to_owned).map_err(|e| Error::file(self.path(name), format!("not a text file: {e}"), "fetch it again"))
+        text.map(str::to_owned)
+            .map_err(|e| Error::file(self.path(name), format!("not a text file: {e}"), "fetch it again"))
     }
 
     /// A JSON file as `T`.
@@ -109,7 +110,8 @@ impl Files {
     /// [`Error::File`] if it is missing, no JSON, or lacks a field.
     pub fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T> {
         let text = self.text(name)?;
-        serde_json::from_str(&text).map_err(|e| Error::file(self.path(name), format!("bad JSON: {e}"), "fetch it again"))
+        serde_json::from_str(&text)
+            .map_err(|e| Error::file(self.path(name), format!("bad JSON: {e}"), "fetch it again"))
     }
 
     /// Open the first of `names` that is there as weights.
@@ -231,7 +233,8 @@ impl Weights {
     }
 
     fn entry(&self, name: &str, expected: &[usize]) -> Result<&Entry> {
-        let missing = || Error::MissingTensor { path: self.path.clone(), name: name.into(), expected: expected.to_vec() };
+        let missing =
+            || Error::MissingTensor { path: self.path.clone(), name: name.into(), expected: expected.to_vec() };
         let entry = self.tensors.get(name).ok_or_else(missing)?;
         if entry.shape == expected {
             return Ok(entry);
@@ -292,13 +295,23 @@ impl<'a> Loader<'a> {
         let half = self.weights.tensors.get(name).is_some_and(|entry| entry.dtype == Dtype::F16);
         match (self.act, half, self.gpu.caps()) {
             (DType::F16, _, _) => DType::F16,
-            (_, true, caps) if !caps.is_cpu() => if caps.f16 { DType::F16 } else { DType::Packed },
+            (_, true, caps) if !caps.is_cpu() => {
+                if caps.f16 {
+                    DType::F16
+                } else {
+                    DType::Packed
+                }
+            }
             _ => DType::F32,
         }
     }
 
     async fn upload(&mut self, label: &str, values: &[f32], dims: [u32; 4], dtype: DType) -> Result<Param> {
-        assert_eq!(values.len() as u64, dims.iter().map(|&d| u64::from(d)).product::<u64>(), "{label}: values for {dims:?}");
+        assert_eq!(
+            values.len() as u64,
+            dims.iter().map(|&d| u64::from(d)).product::<u64>(),
+            "{label}: values for {dims:?}"
+        );
         let buffer = self.gpu.storage(label, values.len() as u64 * dtype.bytes()).await?;
         match dtype {
             DType::F32 => buffer.write(values),
@@ -432,7 +445,14 @@ impl<'a> Loader<'a> {
 }
 
 /// rows [n, k] into columns `place(first + i)` of packed [k, total].
-fn transpose_into(packed: &mut [f32], total: usize, first: usize, rows: &[f32], k: usize, place: impl Fn(usize) -> usize) {
+fn transpose_into(
+    packed: &mut [f32],
+    total: usize,
+    first: usize,
+    rows: &[f32],
+    k: usize,
+    place: impl Fn(usize) -> usize,
+) {
     for (i, row) in rows.chunks_exact(k).enumerate() {
         let column = place(first + i);
         for (depth, &value) in row.iter().enumerate() {

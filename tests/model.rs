@@ -50,7 +50,8 @@ fn unet(case: &str) {
         timestep: golden.take("timestep"),
         encoder_hidden_states: golden.take("encoder_hidden_states"),
     };
-    let types: &[(DType, f64)] = if gpu.caps().f16 { &[(DType::F32, F32), (DType::F16, F16)] } else { &[(DType::F32, F32)] };
+    let types: &[(DType, f64)] =
+        if gpu.caps().f16 { &[(DType::F32, F32), (DType::F16, F16)] } else { &[(DType::F32, F32)] };
     for &(dtype, limit) in types {
         let unet = load_unet(&gpu, folder.path(), dtype).expect("loaded");
         let (sample, mass) = block_on(probe::run_unet(&gpu, &unet, dtype, &input, true)).expect("run");
@@ -129,7 +130,8 @@ fn clip(case: &str) {
     let clip = load(&gpu, folder.path()).expect("loaded");
     let ids: Vec<u32> = golden.take("ids").data.iter().map(|&id| id as u32).collect();
     let (hidden, pooled) = block_on(probe::clip_ids(&gpu, &clip, &ids)).expect("run");
-    let errors = [("hidden_states", hidden), ("pooled", pooled)].map(|(name, t)| relative(&t.data, &golden.take(name).data));
+    let errors =
+        [("hidden_states", hidden), ("pooled", pooled)].map(|(name, t)| relative(&t.data, &golden.take(name).data));
     assert!(errors.iter().all(|&e| e < F32), "{case}: {errors:?}");
 }
 

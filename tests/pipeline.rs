@@ -18,7 +18,8 @@ fn pipeline() -> &'static Pipeline {
     ONCE.get_or_init(|| {
         let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants: vec![] };
         let gpu = block_on(Gpu::open(&options)).expect("a GPU or a software device");
-        block_on(Pipeline::load(&gpu, &Files::Embedded(scumble_model::FILES), Precision::F32)).expect("the embedded model")
+        block_on(Pipeline::load(&gpu, &Files::Embedded(scumble_model::FILES), Precision::F32))
+            .expect("the embedded model")
     })
 }
 
@@ -129,7 +130,11 @@ fn an_empty_prompt_works_and_a_long_one_warns() {
     let tiny = Request { width: Some(40), height: Some(40), steps: 1, ..request() };
     assert!(run(&Request { prompt: String::new(), ..tiny.clone() }).warnings.is_empty());
     let long = run(&Request { prompt: "fox ".repeat(10_000), ..tiny });
-    assert!(long.warnings.len() == 1 && long.warnings[0].contains("the last 9925 were left out"), "{:?}", long.warnings);
+    assert!(
+        long.warnings.len() == 1 && long.warnings[0].contains("the last 9925 were left out"),
+        "{:?}",
+        long.warnings
+    );
 }
 
 #[test]
@@ -137,7 +142,14 @@ fn every_sampler_and_scheduler_ends_in_a_picture() {
     for sampler in scumble::sampler::SAMPLERS {
         for scheduler in scumble::schedule::SCHEDULERS {
             let names = (sampler.name.to_owned(), scheduler.name.to_owned());
-            let request = Request { width: Some(40), height: Some(40), steps: 2, sampler: names.0, scheduler: names.1, ..request() };
+            let request = Request {
+                width: Some(40),
+                height: Some(40),
+                steps: 2,
+                sampler: names.0,
+                scheduler: names.1,
+                ..request()
+            };
             assert_eq!(run(&request).images[0].width, 40);
         }
     }
@@ -154,7 +166,8 @@ fn v_prediction_has_comfyuis_semantics() {
     for (name, bytes) in scumble_model::FILES {
         let path = folder.path().join(name);
         std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-        let text = String::from_utf8_lossy(bytes).replace("\"prediction_type\": \"epsilon\"", "\"prediction_type\": \"v_prediction\"");
+        let text = String::from_utf8_lossy(bytes)
+            .replace("\"prediction_type\": \"epsilon\"", "\"prediction_type\": \"v_prediction\"");
         let bytes = if *name == "scheduler/scheduler_config.json" { text.into_bytes() } else { bytes.to_vec() };
         std::fs::write(path, bytes).expect("written");
     }

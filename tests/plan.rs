@@ -35,9 +35,17 @@ fn a_whole_run_validates_under_every_profile() {
 fn the_planned_peak_is_the_peak_that_is_allocated() {
     for profile in &PROFILES {
         let pipeline = pipeline(profile);
-        for (batch, width, sag_scale, sampler) in [(1, 256, 0.75, "euler"), (2, 192, 0.0, "heun"), (1, 328, 0.75, "dpmpp_2m")] {
-            let request =
-                Request { steps: 3, batch, width: Some(width), sag_scale, sampler: sampler.into(), ..Default::default() };
+        for (batch, width, sag_scale, sampler) in
+            [(1, 256, 0.75, "euler"), (2, 192, 0.0, "heun"), (1, 328, 0.75, "dpmpp_2m")]
+        {
+            let request = Request {
+                steps: 3,
+                batch,
+                width: Some(width),
+                sag_scale,
+                sampler: sampler.into(),
+                ..Default::default()
+            };
             let memory = run(&pipeline, &request).expect("a run").memory;
             assert_eq!(memory.planned_peak, memory.peak, "{} batch {batch} width {width}", profile.name);
         }
@@ -70,7 +78,8 @@ fn a_picture_that_does_not_fit_is_refused_before_anything_is_allocated() {
 fn a_host_may_own_the_device() {
     let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
     let gpu = Gpu::from_device(device, queue, &[]).expect("a device");
-    let pipeline = block_on(Pipeline::load(&gpu, &Files::Embedded(scumble_model::FILES), Precision::Auto)).expect("loaded");
+    let pipeline =
+        block_on(Pipeline::load(&gpu, &Files::Embedded(scumble_model::FILES), Precision::Auto)).expect("loaded");
     assert!(!gpu.caps().f16, "the host asked for no f16, so no kernel may use it");
     run(&pipeline, &Request { steps: 1, ..Default::default() }).expect("a run on the host's device");
 }

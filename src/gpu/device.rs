@@ -145,7 +145,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Gpu {
     /// The capabilities of every adapter of this machine, in the order that `--device INDEX` counts.
     pub async fn adapters() -> Vec<Caps> {
-        list_adapters().await.iter().map(|adapter| adapter_caps(adapter)).collect()
+        list_adapters().await.iter().map(adapter_caps).collect()
     }
 
     /// Open an adapter: the one that `options.device` names, else the best kind (discrete, integrated, virtual, CPU).
@@ -178,7 +178,10 @@ impl Gpu {
             ..Default::default()
         };
         let refused = |e: wgpu::RequestDeviceError| {
-            Error::NoAdapter(format!("{} refused to open a device: {e}; update its driver or choose another with --device", caps.name))
+            Error::NoAdapter(format!(
+                "{} refused to open a device: {e}; update its driver or choose another with --device",
+                caps.name
+            ))
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(refused)?;
         let gpu = Self::wrap(device, queue, caps, &options.variants)?;
@@ -229,12 +232,14 @@ impl Gpu {
         features.set(wgpu::Features::SHADER_F16, profile.f16);
         features.set(wgpu::Features::SUBGROUP, profile.subgroups);
         features.set(wgpu::Features::TIMESTAMP_QUERY, true);
-        let mut limits = wgpu::Limits::default();
-        limits.max_storage_buffer_binding_size = profile.max_binding;
-        limits.max_buffer_size = profile.max_buffer;
-        limits.max_storage_buffers_per_shader_stage = profile.storage_buffers;
-        limits.max_compute_workgroup_storage_size = profile.workgroup_memory;
-        limits.max_compute_invocations_per_workgroup = profile.invocations;
+        let limits = wgpu::Limits {
+            max_storage_buffer_binding_size: profile.max_binding,
+            max_buffer_size: profile.max_buffer,
+            max_storage_buffers_per_shader_stage: profile.storage_buffers,
+            max_compute_workgroup_storage_size: profile.workgroup_memory,
+            max_compute_invocations_per_workgroup: profile.invocations,
+            ..Default::default()
+        };
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = wgpu::Backends::NOOP;
         descriptor.backend_options.noop = wgpu::NoopBackendOptions {
@@ -357,7 +362,9 @@ impl Gpu {
     /// An error if the device was lost or reported an error outside a scope.
     pub(super) fn check_alive(&self) -> Result<()> {
         match lock(&self.inner.lost).clone() {
-            Some(reason) => Err(Error::DeviceLost { device: self.caps().name.clone(), reason: reason.replace('\n', " ") }),
+            Some(reason) => {
+                Err(Error::DeviceLost { device: self.caps().name.clone(), reason: reason.replace('\n', " ") })
+            }
             None => Ok(()),
         }
     }
@@ -550,7 +557,8 @@ fn choose(caps: &[Caps], wanted: &str) -> Result<usize> {
         Err(_) => caps.iter().position(|c| c.name.to_lowercase().contains(&wanted.to_lowercase())),
     };
     index.ok_or_else(|| {
-        let list: Vec<String> = caps.iter().enumerate().map(|(i, c)| format!("{i}: {} ({})", c.name, c.backend)).collect();
+        let list: Vec<String> =
+            caps.iter().enumerate().map(|(i, c)| format!("{i}: {} ({})", c.name, c.backend)).collect();
         Error::invalid("--device", format!("an index or part of a name from [{}]", list.join(", ")), wanted)
     })
 }

@@ -180,7 +180,12 @@ fn create_module(device: &wgpu::Device, kernel: &Kernel, text: &str) -> wgpu::Sh
     unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 
-fn create_pipeline(device: &wgpu::Device, kernel: &Kernel, interface: Interface, module: &wgpu::ShaderModule) -> Pipeline {
+fn create_pipeline(
+    device: &wgpu::Device,
+    kernel: &Kernel,
+    interface: Interface,
+    module: &wgpu::ShaderModule,
+) -> Pipeline {
     let entry = |binding: usize, ty, dynamic| wgpu::BindGroupLayoutEntry {
         binding: binding as u32,
         visibility: wgpu::ShaderStages::COMPUTE,
@@ -210,7 +215,10 @@ fn create_pipeline(device: &wgpu::Device, kernel: &Kernel, interface: Interface,
         module,
         entry_point: Some("main"),
         // The kernels write workgroup memory before they read it.
-        compilation_options: wgpu::PipelineCompilationOptions { zero_initialize_workgroup_memory: false, ..Default::default() },
+        compilation_options: wgpu::PipelineCompilationOptions {
+            zero_initialize_workgroup_memory: false,
+            ..Default::default()
+        },
         cache: None,
     });
     Pipeline { raw, layout }

@@ -39,7 +39,8 @@ pub fn plan(lifetimes: &[Lifetime]) -> Plan {
     let mut tenants: Vec<Vec<usize>> = Vec::new();
     for i in order {
         let life = &lifetimes[i];
-        let free = |slot: &Vec<usize>| slot.iter().all(|&j| lifetimes[j].last < life.first || life.last < lifetimes[j].first);
+        let free =
+            |slot: &Vec<usize>| slot.iter().all(|&j| lifetimes[j].last < life.first || life.last < lifetimes[j].first);
         // Slots were opened by larger tensors, so every free one is large enough; the last opened is the tightest.
         let slot = tenants.iter().rposition(free).unwrap_or_else(|| {
             plan.slots.push(life.bytes);
@@ -70,7 +71,11 @@ mod tests {
             let lives: Vec<Lifetime> = (0..count)
                 .map(|_| {
                     let first = random(&mut state, 50) as usize;
-                    Lifetime { bytes: 1 + random(&mut state, 1000), first, last: first + random(&mut state, 12) as usize }
+                    Lifetime {
+                        bytes: 1 + random(&mut state, 1000),
+                        first,
+                        last: first + random(&mut state, 12) as usize,
+                    }
                 })
                 .collect();
             let plan = plan(&lives);
@@ -81,7 +86,8 @@ mod tests {
                     assert!(apart || plan.slot_of[i] != plan.slot_of[j], "{a:?} and {b:?} share a slot");
                 }
             }
-            let floor = (0..70).map(|n| lives.iter().filter(|l| l.first <= n && n <= l.last).map(|l| l.bytes).sum::<u64>());
+            let floor =
+                (0..70).map(|n| lives.iter().filter(|l| l.first <= n && n <= l.last).map(|l| l.bytes).sum::<u64>());
             assert!(plan.bytes() >= floor.max().unwrap_or(0));
         }
     }

@@ -123,8 +123,7 @@ impl Gpu {
                 count: None,
             }],
         });
-        let binding =
-            wgpu::BufferBinding { buffer: &buffer.0.raw, offset: 0, size: wgpu::BufferSize::new(STEP_SLOT) };
+        let binding = wgpu::BufferBinding { buffer: &buffer.0.raw, offset: 0, size: wgpu::BufferSize::new(STEP_SLOT) };
         let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("step"),
             layout: &layout,
@@ -230,7 +229,8 @@ impl Program {
             words[offset as usize / 4..][..node.dims.len()].copy_from_slice(&node.dims);
         }
         dims.write(&words);
-        let mut program = Program { gpu: gpu.clone(), graph, plan, slot_of, slots, dims, ready: Vec::new(), groups: HashMap::new() };
+        let mut program =
+            Program { gpu: gpu.clone(), graph, plan, slot_of, slots, dims, ready: Vec::new(), groups: HashMap::new() };
         for (at, &offset) in offsets.iter().enumerate() {
             let node = &program.graph.nodes[at];
             let pipeline = gpu.pipeline(&node.kernel, node.interface()).await?;
@@ -271,7 +271,13 @@ impl Program {
     }
 
     /// The bind group of node `at`, in a validation scope.
-    async fn bind_group(&self, at: usize, offset: u64, pipeline: &Pipeline, arguments: &[&Buffer]) -> Result<wgpu::BindGroup> {
+    async fn bind_group(
+        &self,
+        at: usize,
+        offset: u64,
+        pipeline: &Pipeline,
+        arguments: &[&Buffer],
+    ) -> Result<wgpu::BindGroup> {
         let node = &self.graph.nodes[at];
         let tensors = || node.reads.iter().chain(&node.writes);
         let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
@@ -304,12 +310,12 @@ impl Program {
         assert_eq!(arguments.len(), self.graph.arguments, "arguments of a program");
         let offsets = dims_offsets(&self.graph, self.gpu.caps().uniform_alignment).0;
         let key: Vec<u64> = arguments.iter().map(|b| b.0.id).collect();
-        for at in 0..self.ready.len() {
-            if self.ready[at].group.is_none() && !self.groups.contains_key(&(at, key.clone())) {
-                let pipeline = self.ready[at].pipeline.clone();
-                let group = self.bind_group(at, offsets[at], &pipeline, arguments).await?;
-                self.groups.insert((at, key.clone()), group);
+        for (at, &offset) in offsets.iter().enumerate() {
+            if self.ready[at].group.is_some() || self.groups.contains_key(&(at, key.clone())) {
+                continue;
             }
+            let group = self.bind_group(at, offset, &self.ready[at].pipeline, arguments).await?;
+            self.groups.insert((at, key.clone()), group);
         }
         Ok(())
     }
@@ -450,4 +456,3 @@ impl Profile {
         rows
     }
 }
-

@@ -170,7 +170,10 @@ impl Transformer {
     ) -> Result<Transformer> {
         let mut blocks = Vec::new();
         for i in 0..depth {
-            blocks.push(TransformerBlock::load(l, &format!("{name}.transformer_blocks.{i}"), channels, heads, cross_dim).await?);
+            blocks.push(
+                TransformerBlock::load(l, &format!("{name}.transformer_blocks.{i}"), channels, heads, cross_dim)
+                    .await?,
+            );
         }
         Ok(Transformer {
             norm: l.norm(&format!("{name}.norm"), channels, 1e-6).await?,

@@ -113,7 +113,11 @@ fn unsupported(path: &Path, what: &str, expected: impl Into<String>, found: impl
 }
 
 /// Refuse keys that would change the computation; their neutral values are fine.
-fn refuse(path: &Path, rest: &serde_json::Map<String, serde_json::Value>, neutral: &[(&str, serde_json::Value)]) -> Result<()> {
+fn refuse(
+    path: &Path,
+    rest: &serde_json::Map<String, serde_json::Value>,
+    neutral: &[(&str, serde_json::Value)],
+) -> Result<()> {
     for (key, fine) in neutral {
         match rest.get(*key) {
             None | Some(serde_json::Value::Null) => {}
@@ -221,13 +225,19 @@ impl UNetConfig {
         }
         for level in &self.levels {
             let Level { channels, heads, .. } = *level;
-            if channels == 0 || self.groups == 0 || !channels.is_multiple_of(4) || !channels.is_multiple_of(self.groups) {
+            if channels == 0 || self.groups == 0 || !channels.is_multiple_of(4) || !channels.is_multiple_of(self.groups)
+            {
                 let expected = format!("multiples of 4 and of norm_num_groups ({})", self.groups);
                 return Err(unsupported(path, "block_out_channels", expected, channels));
             }
             let attends = level.down_depth.is_some() || level.up_depth.is_some();
             if attends && (heads == 0 || !channels.is_multiple_of(4 * heads)) {
-                return Err(unsupported(path, "attention_head_dim", format!("heads of a multiple of 4 in {channels} channels"), heads));
+                return Err(unsupported(
+                    path,
+                    "attention_head_dim",
+                    format!("heads of a multiple of 4 in {channels} channels"),
+                    heads,
+                ));
             }
         }
         Ok(())
@@ -315,7 +325,12 @@ impl VaeConfig {
         let groups = config.norm_num_groups;
         for &channels in &config.block_out_channels {
             if channels == 0 || groups == 0 || !channels.is_multiple_of(4) || !channels.is_multiple_of(groups) {
-                return Err(unsupported(path, "block_out_channels", format!("multiples of 4 and of {groups}"), channels));
+                return Err(unsupported(
+                    path,
+                    "block_out_channels",
+                    format!("multiples of 4 and of {groups}"),
+                    channels,
+                ));
             }
         }
         if config.block_out_channels.is_empty() || config.latent_channels != 4 {
@@ -444,14 +459,15 @@ impl NoiseConfig {
             return Err(unsupported(path, "prediction_type", "epsilon or v_prediction", &config.prediction_type));
         }
         let ordered = 0.0 < config.beta_start && config.beta_start <= config.beta_end && config.beta_end < 1.0;
-        if !ordered || !(2..=100_000).contains(&config.num_train_timesteps) {
+        if !ordered || !(2..=10_000).contains(&config.num_train_timesteps) {
             let found = format!("{} .. {}, {} steps", config.beta_start, config.beta_end, config.num_train_timesteps);
-            return Err(unsupported(path, "betas", "0 < beta_start <= beta_end < 1 and 2 to 100000 steps", found));
+            return Err(unsupported(path, "betas", "0 < beta_start <= beta_end < 1 and 2 to 10000 steps", found));
         }
         Ok(config)
     }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(path: &Path, json: &str) -> Result<T> {
-    serde_json::from_str(json).map_err(|e| Error::file(path, format!("not the config expected here: {e}"), "fetch it again"))
+    serde_json::from_str(json)
+        .map_err(|e| Error::file(path, format!("not the config expected here: {e}"), "fetch it again"))
 }

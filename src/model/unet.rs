@@ -182,7 +182,15 @@ impl UNet {
 
     /// x [B, h, w, C_in], timesteps [calls, R], contexts from [`UNet::context`] with B a multiple of P → [B, h, w, 4] f32.
     /// With `mass_of` also the mid block's mass per key of that many first images.
-    pub fn forward(&self, g: &mut Graph, x: Tensor, timesteps: Tensor, rows: u32, context: &[ContextKv], mass_of: Option<u32>) -> Output {
+    pub fn forward(
+        &self,
+        g: &mut Graph,
+        x: Tensor,
+        timesteps: Tensor,
+        rows: u32,
+        context: &[ContextKv],
+        mass_of: Option<u32>,
+    ) -> Output {
         // 0. time
         let time = Some(self.time.forward(g, timesteps, rows, self.config.cos_first));
         let mut kv = context.iter().copied();
@@ -228,7 +236,8 @@ impl UNet {
 
         // 5. out
         let h = group_norm(g, h, None, &self.norm_out, self.config.groups as u32, true);
-        let sample = conv2d(g, h, None, &self.conv_out, Taps::same(3), Epilogue { f32_out: true, ..Default::default() });
+        let sample =
+            conv2d(g, h, None, &self.conv_out, Taps::same(3), Epilogue { f32_out: true, ..Default::default() });
         Output { sample, mass }
     }
 }

@@ -175,13 +175,21 @@ pub fn attention_with_mass(g: &mut Graph, a: &Attention, batch: u32) -> (Tensor,
     g.push(Node {
         op: "attention_mass",
         variant: variant.name,
-        kernel: Kernel { source: variant.source, libs: vec![], head: vec![("elem4", vec4_of(a.q.dtype)), ("D4", Value::U32(dims.d4))] },
+        kernel: Kernel {
+            source: variant.source,
+            libs: vec![],
+            head: vec![("elem4", vec4_of(a.q.dtype)), ("D4", Value::U32(dims.d4))],
+        },
         reads: vec![a.q, a.kv, lse],
         writes: vec![mass],
         dims: a.words(&dims),
         step: false,
         grid: (variant.grid)(&dims),
-        flops: 2 * u64::from(batch * dims.heads) * u64::from(dims.queries) * u64::from(dims.keys) * u64::from(a.head_dim),
+        flops: 2
+            * u64::from(batch * dims.heads)
+            * u64::from(dims.queries)
+            * u64::from(dims.keys)
+            * u64::from(a.head_dim),
     });
     (out, mass)
 }
@@ -189,7 +197,14 @@ pub fn attention_with_mass(g: &mut Graph, a: &Attention, batch: u32) -> (Tensor,
 fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
     let dims = a.dims();
     assert!(a.head_dim.is_multiple_of(4), "attention: head dim {} is no multiple of 4", a.head_dim);
-    assert_eq!(a.q.batch(), a.kv.batch() * a.kv_repeat, "attention: q {:?}, kv {:?} x {}", a.q.dims, a.kv.dims, a.kv_repeat);
+    assert_eq!(
+        a.q.batch(),
+        a.kv.batch() * a.kv_repeat,
+        "attention: q {:?}, kv {:?} x {}",
+        a.q.dims,
+        a.kv.dims,
+        a.kv_repeat
+    );
     assert_eq!(a.q.dtype, a.kv.dtype, "attention: types of q and kv");
     let variant = choose(g, "attention", VARIANTS, &dims);
     let [b, h, w, _] = a.q.dims;
@@ -211,7 +226,11 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
         dims: a.words(&dims),
         step: false,
         grid: (variant.grid)(&dims),
-        flops: 4 * u64::from(dims.batch * dims.heads) * u64::from(dims.queries) * u64::from(dims.keys) * u64::from(a.head_dim),
+        flops: 4
+            * u64::from(dims.batch * dims.heads)
+            * u64::from(dims.queries)
+            * u64::from(dims.keys)
+            * u64::from(a.head_dim),
     });
     out
 }

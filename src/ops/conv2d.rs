@@ -90,8 +90,16 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let y_channels = y.map_or(0, |y| y.channels());
     let [_, _, k, n] = layer.weight.dims;
     let kernel = layer.kernel;
-    assert_eq!(k, kernel * kernel * (x_channels + y_channels), "conv2d: {:?} + {y_channels} with weights [{k}, {n}]", x.dims);
-    assert!(y.is_none_or(|y| y.dims[..3] == x.dims[..3] && y.dtype == x.dtype), "conv2d: two sources of different shape");
+    assert_eq!(
+        k,
+        kernel * kernel * (x_channels + y_channels),
+        "conv2d: {:?} + {y_channels} with weights [{k}, {n}]",
+        x.dims
+    );
+    assert!(
+        y.is_none_or(|y| y.dims[..3] == x.dims[..3] && y.dtype == x.dtype),
+        "conv2d: two sources of different shape"
+    );
     let [in_h, in_w] = taps.resize.unwrap_or([src_h, src_w]);
     let size = |n: u32| (n + taps.pad[0] + taps.pad[1] - kernel) / taps.stride + 1;
     let shape = [batch, size(in_h), size(in_w), n];
@@ -111,7 +119,18 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
         ("RESIZE", Value::Bool(taps.resize.is_some())),
     ]);
     let geometry = [
-        dims.m, dims.n4, shape[1], shape[2], in_h, in_w, x_channels / 4, y_channels / 4, taps.stride, taps.pad[0], src_h, src_w,
+        dims.m,
+        dims.n4,
+        shape[1],
+        shape[2],
+        in_h,
+        in_w,
+        x_channels / 4,
+        y_channels / 4,
+        taps.stride,
+        taps.pad[0],
+        src_h,
+        src_w,
     ];
     // PyTorch's nearest: f32 scale = in / out, source index = floor(index * scale).
     let scales = [src_h as f32 / in_h as f32, src_w as f32 / in_w as f32].map(f32::to_bits);

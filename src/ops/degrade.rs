@@ -26,7 +26,14 @@ pub fn mask_stride(h: u32, w: u32) -> u32 {
 
 /// Record the degraded pair of x [B, h, w, 4]: (degraded, renoised), and write the mask of this call into `mask`
 /// [calls, B, 1, mask_stride]. `outputs` [.., h, w, 4] is the network at x, uncond first; `mass` holds B · mid_h · mid_w floats.
-pub fn degrade(g: &mut Graph, x: Tensor, outputs: Tensor, mass: Tensor, mid: [u32; 2], mask: Tensor) -> (Tensor, Tensor) {
+pub fn degrade(
+    g: &mut Graph,
+    x: Tensor,
+    outputs: Tensor,
+    mass: Tensor,
+    mid: [u32; 2],
+    mask: Tensor,
+) -> (Tensor, Tensor) {
     let [b, h, w, c] = x.dims;
     assert_eq!(c, 4, "degrade: latents of four channels");
     assert!(h > RADIUS && w > RADIUS, "degrade: {h}x{w} is too small to reflect {RADIUS} pixels");

@@ -60,7 +60,10 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
     let variant = choose(g, "matmul", VARIANTS, &dims);
     let geglu = epilogue.activation == Activation::Geglu;
     let columns = if geglu { n / 2 } else { n };
-    assert!(!geglu || (n.is_multiple_of(8) && epilogue.residual.is_none()), "matmul: GEGLU of {n} columns, or with a residual");
+    assert!(
+        !geglu || (n.is_multiple_of(8) && epilogue.residual.is_none()),
+        "matmul: GEGLU of {n} columns, or with a residual"
+    );
     assert_residual("matmul", &epilogue, a, a.rows(), columns);
     let b = layer.weight.bind(g);
     let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), a, dims.m);

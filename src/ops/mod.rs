@@ -229,7 +229,13 @@ impl Epilogue {
             (Some(b), _) => {
                 let enough = b.rows * b.tensor.rows() >= rows && b.offset < b.tensor.channels();
                 let whole = b.offset.is_multiple_of(4) && b.tensor.dtype == DType::F32;
-                assert!(enough && whole, "bias rows {:?} from {} for {rows} rows in {}s", b.tensor.dims, b.offset, b.rows);
+                assert!(
+                    enough && whole,
+                    "bias rows {:?} from {} for {rows} rows in {}s",
+                    b.tensor.dims,
+                    b.offset,
+                    b.rows
+                );
                 (Some(b.tensor), [b.rows, b.tensor.channels() / 4, b.offset / 4])
             }
             (None, Some(param)) => (Some(param.bind(g)), [rows, 0, 0]),

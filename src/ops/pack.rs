@@ -13,7 +13,11 @@ pub fn pack(g: &mut Graph, x: Tensor, times: u32) -> Tensor {
     g.push(Node {
         op: "pack",
         variant: "portable",
-        kernel: Kernel { source: &PORTABLE, libs: vec![], head: vec![("elem4", vec4_of(x.dtype)), ("out4", vec4_of(out.dtype))] },
+        kernel: Kernel {
+            source: &PORTABLE,
+            libs: vec![],
+            head: vec![("elem4", vec4_of(x.dtype)), ("out4", vec4_of(out.dtype))],
+        },
         reads: vec![x],
         writes: vec![out],
         dims: vec![(out.len() / 4) as u32, (x.len() / 4) as u32],

@@ -14,7 +14,12 @@ pub fn sample(r: &mut Recording, mut x: Latent, sigmas: &[f64]) -> Latent {
         } else {
             let again = r.denoise(euler, next);
             let half = (next - sigma) / 2.0;
-            r.lincomb(&[(1.0 + half / sigma, x), (-half / sigma, denoised), (half / next, euler), (-half / next, again)])
+            r.lincomb(&[
+                (1.0 + half / sigma, x),
+                (-half / sigma, denoised),
+                (half / next, euler),
+                (-half / next, again),
+            ])
         };
         r.end_step();
     }

@@ -157,12 +157,23 @@ pub struct Sampler {
 pub const SAMPLERS: &[Sampler] = &[
     Sampler { name: "euler", label: "Euler", summary: "Euler (Karras et al. 2022), first order", run: euler::sample },
     Sampler {
-        name: "euler_ancestral", label: "Euler a",
+        name: "euler_ancestral",
+        label: "Euler a",
         summary: "Euler with fresh noise at every step",
         run: euler_ancestral::sample,
     },
-    Sampler { name: "heun", label: "Heun", summary: "Heun (Karras et al. 2022), second order, two model calls a step", run: heun::sample },
-    Sampler { name: "dpmpp_2m", label: "DPM++ 2M", summary: "DPM-Solver++(2M) (Lu et al. 2022), second order, one call a step", run: dpmpp_2m::sample },
+    Sampler {
+        name: "heun",
+        label: "Heun",
+        summary: "Heun (Karras et al. 2022), second order, two model calls a step",
+        run: heun::sample,
+    },
+    Sampler {
+        name: "dpmpp_2m",
+        label: "DPM++ 2M",
+        summary: "DPM-Solver++(2M) (Lu et al. 2022), second order, one call a step",
+        run: dpmpp_2m::sample,
+    },
     Sampler { name: "ddim", label: "DDIM", summary: "DDIM (Song et al. 2020), deterministic", run: ddim::sample },
 ];
 

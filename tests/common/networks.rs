@@ -1,5 +1,7 @@
 //! The small networks of tools/reference/networks.py: a diffusers folder with the same weights, drawn from the same generator.
 
+#![allow(dead_code)] // Each test crate uses its part.
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -47,7 +49,8 @@ pub fn weights_of(load: impl Fn(&Path) -> scumble::Result<()>, file: &str, confi
     let part = file.split('/').next().expect("a part");
     std::fs::create_dir_all(folder.path().join(part)).expect("a folder");
     std::fs::write(folder.path().join("model_index.json"), "{}").expect("written");
-    std::fs::copy(data(&format!("networks/{config}.json")), folder.path().join(part).join("config.json")).expect("copied");
+    std::fs::copy(data(&format!("networks/{config}.json")), folder.path().join(part).join("config.json"))
+        .expect("copied");
     let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     loop {
         write(&folder.path().join(file), &shapes);
@@ -80,6 +83,7 @@ fn write(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
         };
         tensors.push((name.clone(), shape.clone(), draw.into_iter().flat_map(|v| value(v).to_le_bytes()).collect()));
     }
-    let views = tensors.iter().map(|(n, s, b)| (n.as_str(), TensorView::new(Dtype::F32, s.clone(), b).expect("a view")));
+    let views =
+        tensors.iter().map(|(n, s, b)| (n.as_str(), TensorView::new(Dtype::F32, s.clone(), b).expect("a view")));
     std::fs::write(path, safetensors::serialize(views, None).expect("serialised")).expect("written");
 }

@@ -86,7 +86,8 @@ impl ModelArgs {
 
     /// Its name, for the picture's parameters.
     pub fn name(&self) -> String {
-        let stem = self.model.as_ref().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
+        let stem =
+            self.model.as_ref().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
         stem.unwrap_or_else(|| "embedded".into())
     }
 }
@@ -369,8 +370,7 @@ pub enum Part {
 
 /// `scumble PROMPT …` is `scumble generate PROMPT …`.
 pub fn with_default_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    const KNOWN: &[&str] =
-        &["generate", "compare", "info", "probe", "help", "-h", "--help", "-V", "--version"];
+    const KNOWN: &[&str] = &["generate", "compare", "info", "probe", "help", "-h", "--help", "-V", "--version"];
     let mut args: Vec<OsString> = args.collect();
     if args.get(1).is_some_and(|first| !KNOWN.iter().any(|known| first == known)) {
         args.insert(1, "generate".into());

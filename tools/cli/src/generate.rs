@@ -92,7 +92,11 @@ pub fn check_writable(paths: &[PathBuf]) -> Result<()> {
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if !folder.is_dir() {
-            return Err(Error::file(path, "cannot be written: its folder does not exist", "choose another output with -o"));
+            return Err(Error::file(
+                path,
+                "cannot be written: its folder does not exist",
+                "choose another output with -o",
+            ));
         }
         let trial = folder.join(format!(".scumble-{}.part", std::process::id()));
         let tried = std::fs::write(&trial, b"");
@@ -133,7 +137,8 @@ pub fn write_extras(args: &GenerateArgs, made: &Generated) -> Result<()> {
         tensors::write(path, &[("latents", &HostTensor::new(made.shape, made.latents.clone()))])?;
     }
     let Some(folder) = &args.mask_out else { return Ok(()) };
-    std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, format!("cannot be made: {e}"), "choose another --mask-out"))?;
+    std::fs::create_dir_all(folder)
+        .map_err(|e| Error::file(folder, format!("cannot be made: {e}"), "choose another --mask-out"))?;
     let [b, _, h, w] = made.shape;
     let picture = |values: &[f32], max: f32| {
         let image = Image::from_gray(values, w as u32, (b * h) as u32, max);
@@ -173,7 +178,7 @@ pub fn report(args: &GenerateArgs, pipeline: &Pipeline, made: &Generated, paths:
             "peak_gpu_bytes": made.memory.peak,
             "profile": rows,
         });
-        println!("{report}");
+        crate::print(report);
         return;
     }
     let t = &made.timings;
@@ -182,7 +187,7 @@ pub fn report(args: &GenerateArgs, pipeline: &Pipeline, made: &Generated, paths:
         t.text / 1e3,
         t.prepare / 1e3,
         t.sample / 1e3,
-        f64::from(made.request.steps) / (t.sample / 1e3),
+        (made.sigmas.len() - 1) as f64 / (t.sample / 1e3),
         t.decode / 1e3,
         t.total / 1e3,
         made.memory.peak as f64 / 1e6
@@ -201,6 +206,6 @@ pub fn report(args: &GenerateArgs, pipeline: &Pipeline, made: &Generated, paths:
         );
     }
     for path in paths {
-        println!("{}", path.display());
+        crate::print(path.display());
     }
 }

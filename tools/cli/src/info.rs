@@ -18,20 +18,20 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         ops::chosen(&gpu).into_iter().map(|(op, variant)| (op.to_owned(), json!(variant))).collect();
     if args.json {
         let chosen = gpu.caps();
-        println!("{}", json!({ "adapters": adapters, "chosen": chosen, "variants": variants, "model": model }));
+        crate::print(json!({ "adapters": adapters, "chosen": chosen, "variants": variants, "model": model }));
         return Ok(());
     }
     for (i, caps) in adapters.iter().enumerate() {
-        println!("{i}: {}", describe(caps));
+        crate::print(format_args!("{i}: {}", describe(caps)));
     }
-    println!("chosen: {}", gpu.caps().name);
+    crate::print(format_args!("chosen: {}", gpu.caps().name));
     for (op, variant) in &variants {
-        println!("  {op:16} {}", variant.as_str().unwrap_or(""));
+        crate::print(format_args!("  {op:16} {}", variant.as_str().unwrap_or("")));
     }
-    println!("model: {}", args.model.name());
+    crate::print(format_args!("model: {}", args.model.name()));
     if let Value::Object(parts) = &model {
         for (part, what) in parts {
-            println!("  {part:16} {}", what.as_str().map_or_else(|| what.to_string(), str::to_owned));
+            crate::print(format_args!("  {part:16} {}", what.as_str().map_or_else(|| what.to_string(), str::to_owned)));
         }
     }
     Ok(())

@@ -15,7 +15,23 @@ use scumble::Error;
 
 use args::{Args, Command};
 
+/// A line on stdout. A reader that has gone away (`| head`) is no fault of ours.
+pub fn print(line: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Mesa calls it an error on stderr where no desktop has set this variable, although scumble opens no window.
+#[allow(unsafe_code)]
+fn quiet_mesa() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: first thing in main, no other thread is there to read the environment meanwhile.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
+}
+
 fn main() -> ExitCode {
+    quiet_mesa();
     let args = match Args::try_parse_from(args::with_default_command(std::env::args_os())) {
         Ok(args) => args,
         Err(error) => return args::report(&error),

@@ -12,7 +12,7 @@ pub fn run(part: &Part) -> Result<()> {
     match part {
         Part::Tokens { model, prompt } => {
             let tokens = probe::tokens(&model.files()?, prompt)?;
-            println!("{}", json!({ "ids": [tokens.ids] }));
+            crate::print(json!({ "ids": [tokens.ids] }));
             Ok(())
         }
         Part::Clip { model, prompt, output, device } => {
@@ -45,7 +45,7 @@ pub fn run(part: &Part) -> Result<()> {
         Part::Schedule { model, scheduler, steps, denoise } => {
             let expected = "a whole number from 1 to 10000";
             let steps = usize::try_from(*steps).map_err(|_| Error::invalid("steps", expected, steps))?;
-            println!("{}", json!(probe::schedule(&model.files()?, scheduler, steps, *denoise)?));
+            crate::print(json!(probe::schedule(&model.files()?, scheduler, steps, *denoise)?));
             Ok(())
         }
         Part::Noise { seed, shape, output, .. } => {

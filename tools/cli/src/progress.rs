@@ -29,7 +29,8 @@ impl Bar {
     /// A bar with a label in front.
     pub fn new(label: &str) -> Bar {
         catch_interrupt();
-        let style = ProgressStyle::with_template("{prefix:>12} {bar:30} {pos}/{len} steps  {per_sec}  ETA {eta}  {msg}");
+        let style =
+            ProgressStyle::with_template("{prefix:>12} {bar:30} {pos}/{len} steps  {per_sec}  ETA {eta}  {msg}");
         let bar = ProgressBar::new(0).with_prefix(label.to_owned()).with_message("loading");
         if let Ok(style) = style {
             let rate = |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
