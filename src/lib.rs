@@ -14,14 +14,18 @@
 
 pub mod pipeline;
 pub mod probe;
+pub mod request;
 pub mod text;
 
 pub mod denoiser;
 pub mod guidance;
 pub mod image;
+mod layout;
 pub mod model;
 pub mod noise;
+mod parts;
 pub mod sampler;
+mod sampling;
 pub mod schedule;
 pub mod weights;
 
@@ -30,4 +34,5 @@ pub mod gpu;
 pub mod ops;
 
 pub use error::{Error, Result};
-pub use pipeline::{Generated, Pipeline, Precision, Progress, Request};
+pub use pipeline::Pipeline;
+pub use request::{Generated, Precision, Progress, Request};

@@ -4,13 +4,16 @@
 use crate::denoiser::Step;
 use crate::error::{Error, Result};
 use crate::gpu::{DType, Gpu, Graph};
+use crate::layout::{to_nchw, to_nhwc};
 use crate::model::clip::Clip;
 use crate::model::config::VaeConfig;
 use crate::model::unet::UNet;
 use crate::model::vae::{Decoder, Encoder};
 use crate::ops::degrade::{RADIUS, blur_weights, degrade, mask_stride};
 use crate::ops::pack::pack;
-use crate::pipeline::{self, Precision, run_once, to_nchw, to_nhwc};
+use crate::parts;
+use crate::pipeline::run_once;
+use crate::request::Precision;
 use crate::schedule::{scheduler, sigmas};
 use crate::text::Tokens;
 use crate::weights::{Files, Loader};
@@ -59,7 +62,7 @@ impl HostTensor {
 /// # Errors
 /// Of the model's files.
 pub fn tokens(files: &Files, prompt: &str) -> Result<Tokens> {
-    Ok(pipeline::load_tokenizer(files)?.encode(prompt))
+    Ok(parts::load_tokenizer(files)?.encode(prompt))
 }
 
 /// A prompt to (`hidden_states` [1, 77, D], `pooled` [1, D]).
@@ -68,7 +71,7 @@ pub fn tokens(files: &Files, prompt: &str) -> Result<Tokens> {
 /// Of the model's files, or of the device.
 pub async fn clip(gpu: &Gpu, files: &Files, prompt: &str) -> Result<(HostTensor, HostTensor)> {
     let ids = tokens(files, prompt)?.ids;
-    let clip = pipeline::load_clip(gpu, files).await?;
+    let clip = parts::load_clip(gpu, files).await?;
     clip_ids(gpu, &clip, &ids).await
 }
 
@@ -115,8 +118,8 @@ pub async fn unet(
     input: &UNetInput,
     sag_map: bool,
 ) -> Result<(HostTensor, Option<HostTensor>)> {
-    let dtype = pipeline::activation_type(gpu, precision)?;
-    let unet = pipeline::load_unet(gpu, files, dtype).await?;
+    let dtype = parts::activation_type(gpu, precision)?;
+    let unet = parts::load_unet(gpu, files, dtype).await?;
     run_unet(gpu, &unet, dtype, input, sag_map).await
 }
 
@@ -191,8 +194,8 @@ fn unpad(data: &[f32], [b, c, h, w]: [usize; 4]) -> HostTensor {
 /// # Errors
 /// As [`unet`].
 pub async fn vae_decode(gpu: &Gpu, files: &Files, sample: &HostTensor) -> Result<HostTensor> {
-    let config = pipeline::vae_config(files)?;
-    let weights = pipeline::open_part(files, "vae")?;
+    let config = parts::vae_config(files)?;
+    let weights = parts::open_part(files, "vae")?;
     let decoder = Decoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config).await?;
     run_decoder(gpu, &decoder, &config, sample).await
 }
@@ -213,8 +216,8 @@ pub async fn run_decoder(gpu: &Gpu, decoder: &Decoder, config: &VaeConfig, sampl
 /// # Errors
 /// As [`unet`].
 pub async fn vae_encode(gpu: &Gpu, files: &Files, sample: &HostTensor) -> Result<(HostTensor, HostTensor)> {
-    let config = pipeline::vae_config(files)?;
-    let weights = pipeline::open_part(files, "vae")?;
+    let config = parts::vae_config(files)?;
+    let weights = parts::open_part(files, "vae")?;
     let encoder = Encoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config).await?;
     run_encoder(gpu, &encoder, &config, sample).await
 }
@@ -278,7 +281,7 @@ pub struct ScheduleOut {
 /// # Errors
 /// [`Error::Invalid`] for an unknown scheduler or numbers out of range.
 pub fn schedule(files: &Files, name: &str, steps: usize, denoise: f32) -> Result<ScheduleOut> {
-    let (schedule, _) = pipeline::load_schedule(files)?;
+    let (schedule, _) = parts::load_schedule(files)?;
     let sigmas = sigmas(&schedule, scheduler(name)?, steps, denoise)?;
     let timesteps = sigmas.iter().filter(|&&sigma| sigma > 0.0).map(|&sigma| schedule.timestep(sigma)).collect();
     Ok(ScheduleOut { sigmas, timesteps })

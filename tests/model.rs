@@ -41,7 +41,7 @@ fn load_unet(gpu: &Gpu, folder: &Path, dtype: DType) -> scumble::Result<UNet> {
 
 /// A small UNet against its golden, in f32 and where the device has it in f16.
 fn unet(case: &str) {
-    let noop = block_on(Gpu::noop(&scumble::gpu::device::NoopProfile::LAVAPIPE)).expect("noop");
+    let noop = block_on(Gpu::noop(&scumble::gpu::noop::NoopProfile::LAVAPIPE)).expect("noop");
     let folder = weights_of(|folder| load_unet(&noop, folder, DType::F32).map(drop), "unet/weights.safetensors", case);
     let golden = Golden::open(&format!("networks/{case}"));
     let gpu = gpu();
@@ -93,7 +93,7 @@ fn vae(case: &str) {
         let encoder = block_on(Encoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config))?;
         Ok((decoder, encoder, config))
     };
-    let noop = block_on(Gpu::noop(&scumble::gpu::device::NoopProfile::LAVAPIPE)).expect("noop");
+    let noop = block_on(Gpu::noop(&scumble::gpu::noop::NoopProfile::LAVAPIPE)).expect("noop");
     let folder = weights_of(|folder| load(&noop, folder).map(drop), "vae/weights.safetensors", case);
     let golden = Golden::open(&format!("networks/{case}"));
     let gpu = gpu();
@@ -123,7 +123,7 @@ fn clip(case: &str) {
         let (weights, path, text) = file(folder, "text_encoder");
         block_on(Clip::load(gpu, weights, ClipConfig::parse(&path, &text)?))
     };
-    let noop = block_on(Gpu::noop(&scumble::gpu::device::NoopProfile::LAVAPIPE)).expect("noop");
+    let noop = block_on(Gpu::noop(&scumble::gpu::noop::NoopProfile::LAVAPIPE)).expect("noop");
     let folder = weights_of(|folder| load(&noop, folder).map(drop), "text_encoder/weights.safetensors", case);
     let golden = Golden::open(&format!("networks/{case}"));
     let gpu = gpu();

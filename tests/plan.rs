@@ -2,7 +2,7 @@
 //! browser guarantees, lavapipe, Apple, an H200. No GPU.
 
 use pollster::block_on;
-use scumble::gpu::device::NoopProfile;
+use scumble::gpu::noop::NoopProfile;
 use scumble::gpu::{Gpu, GpuOptions};
 use scumble::weights::Files;
 use scumble::{Error, Pipeline, Precision, Request};

@@ -1,106 +1,16 @@
-//! The device: adapters, what they can do ([`Caps`]), creation of buffers with scopes, and waiting without blocking.
+//! The device: adapters, opening one, creation of buffers with scopes, memory in use, and waiting without blocking.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex};
 
+use super::caps::{Caps, adapter_caps};
 use super::kernel::Pipeline;
+#[cfg(not(target_arch = "wasm32"))]
+use super::noop::NoopProfile;
 use super::run::Buffer;
+use super::wait::{lock, signal};
 use crate::error::{Error, Result};
-
-/// What kind of device runs the kernels; software devices get kernels without barriers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceKind {
-    /// A graphics card with its own memory.
-    Discrete,
-    /// A GPU that shares memory with the processor.
-    Integrated,
-    /// A GPU of a virtual machine.
-    Virtual,
-    /// A software device (lavapipe, SwiftShader, WARP).
-    Cpu,
-    /// Unknown (browsers do not say).
-    Other,
-}
-
-/// What a device can do: the only thing that the variant tables look at besides shapes.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Caps {
-    /// The adapter's name, as the driver gives it.
-    pub name: String,
-    /// The API behind wgpu: vulkan, metal, dx12, webgpu, noop.
-    pub backend: String,
-    /// The driver's name and version.
-    pub driver: String,
-    /// Graphics card, integrated, software.
-    pub kind: DeviceKind,
-    /// `f16` in storage buffers and arithmetic.
-    pub f16: bool,
-    /// Subgroup operations.
-    pub subgroups: bool,
-    /// Smallest and largest subgroup size.
-    pub subgroup_size: [u32; 2],
-    /// Time stamps at pass boundaries.
-    pub timestamps: bool,
-    /// Square cooperative-matrix shapes with f16 inputs and f32 accumulators, by edge (8, 16).
-    pub cooperative: Vec<u32>,
-    /// Bytes of one storage binding.
-    pub max_binding: u64,
-    /// Bytes of one buffer.
-    pub max_buffer: u64,
-    /// Bytes of workgroup memory.
-    pub workgroup_memory: u32,
-    /// Invocations in a workgroup.
-    pub invocations: u32,
-    /// Storage buffers in one stage.
-    pub storage_buffers: u32,
-    /// Alignment of a uniform binding's offset, bytes.
-    pub uniform_alignment: u32,
-    /// Bytes of the largest device-local memory heap, where the backend tells (Vulkan); of the host, for software devices.
-    pub memory: Option<u64>,
-}
-
-impl Caps {
-    fn new(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits) -> Self {
-        Caps {
-            name: if info.name.is_empty() { "browser GPU".into() } else { info.name.clone() },
-            backend: info.backend.to_string(),
-            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
-            kind: match info.device_type {
-                wgpu::DeviceType::DiscreteGpu => DeviceKind::Discrete,
-                wgpu::DeviceType::IntegratedGpu => DeviceKind::Integrated,
-                wgpu::DeviceType::VirtualGpu => DeviceKind::Virtual,
-                wgpu::DeviceType::Cpu => DeviceKind::Cpu,
-                wgpu::DeviceType::Other => DeviceKind::Other,
-            },
-            f16: features.contains(wgpu::Features::SHADER_F16),
-            subgroups: features.contains(wgpu::Features::SUBGROUP),
-            subgroup_size: [info.subgroup_min_size, info.subgroup_max_size],
-            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            cooperative: Vec::new(),
-            max_binding: limits.max_storage_buffer_binding_size,
-            max_buffer: limits.max_buffer_size,
-            workgroup_memory: limits.max_compute_workgroup_storage_size,
-            invocations: limits.max_compute_invocations_per_workgroup,
-            storage_buffers: limits.max_storage_buffers_per_shader_stage,
-            uniform_alignment: limits.min_uniform_buffer_offset_alignment,
-            memory: None,
-        }
-    }
-
-    /// Are subgroups always of `size`? (wgpu cannot ask for one size where a device has several.)
-    pub fn subgroup_of(&self, size: u32) -> bool {
-        self.subgroups && self.subgroup_size == [size, size]
-    }
-
-    /// Is this a software device, where barriers cost more than arithmetic?
-    pub fn is_cpu(&self) -> bool {
-        self.kind == DeviceKind::Cpu
-    }
-}
 
 /// How to choose and open a device.
 #[derive(Clone, Debug, Default)]
@@ -136,11 +46,6 @@ struct Live {
 
 const NO_ADAPTER: &str = "no GPU adapter found: scumble needs Vulkan, Metal or DX12; install your graphics driver, \
     or on Debian/Ubuntu a software device with `apt-get install libvulkan1 mesa-vulkan-drivers` (slower)";
-
-/// A poisoned lock only says that another thread panicked; the data under these locks is whole at all times.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 impl Gpu {
     /// The capabilities of every adapter of this machine, in the order that `--device INDEX` counts.
@@ -186,10 +91,8 @@ impl Gpu {
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(refused)?;
         let gpu = Self::wrap(device, queue, caps, &options.variants)?;
         let lost = gpu.inner.lost.clone();
-        gpu.inner.device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lock(&lost).get_or_insert(message);
-            }
+        gpu.inner.device.set_device_lost_callback(move |_, message| {
+            lock(&lost).get_or_insert(message);
         });
         // An error outside every scope would otherwise panic; the next wait reports it instead.
         let lost = gpu.inner.lost.clone();
@@ -354,7 +257,11 @@ impl Gpu {
         }
     }
 
+    /// What an error in a scope means: the device is gone, or it refused `what`.
     pub(super) fn refused(&self, what: String, reason: &dyn std::fmt::Display) -> Error {
+        if let Err(lost) = self.check_alive() {
+            return lost;
+        }
         let reason = reason.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         Error::Device { device: self.caps().name.clone(), what, reason }
     }
@@ -417,89 +324,6 @@ impl Gpu {
     }
 }
 
-/// A capability set for [`Gpu::noop`].
-#[cfg(not(target_arch = "wasm32"))]
-#[derive(Clone, Debug)]
-pub struct NoopProfile {
-    /// A name for messages.
-    pub name: &'static str,
-    /// A software device?
-    pub cpu: bool,
-    /// f16 in shaders?
-    pub f16: bool,
-    /// Subgroup operations?
-    pub subgroups: bool,
-    /// The one subgroup size.
-    pub subgroup_size: u32,
-    /// See [`Caps::max_binding`].
-    pub max_binding: u64,
-    /// See [`Caps::max_buffer`].
-    pub max_buffer: u64,
-    /// See [`Caps::storage_buffers`].
-    pub storage_buffers: u32,
-    /// See [`Caps::workgroup_memory`].
-    pub workgroup_memory: u32,
-    /// See [`Caps::invocations`].
-    pub invocations: u32,
-    /// See [`GpuOptions::variants`].
-    pub variants: &'static [(&'static str, &'static str)],
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-impl NoopProfile {
-    /// The least that WebGPU guarantees: no f16, no subgroups, 128 MiB bindings, 8 storage buffers, 16 KiB.
-    pub const BROWSER: NoopProfile = NoopProfile {
-        name: "browser minimum",
-        cpu: false,
-        f16: false,
-        subgroups: false,
-        subgroup_size: 32,
-        max_binding: 128 << 20,
-        max_buffer: 256 << 20,
-        storage_buffers: 8,
-        workgroup_memory: 16 << 10,
-        invocations: 256,
-        variants: &[],
-    };
-    /// Mesa's software device.
-    pub const LAVAPIPE: NoopProfile = NoopProfile {
-        name: "lavapipe",
-        cpu: true,
-        f16: true,
-        subgroups: true,
-        subgroup_size: 8,
-        max_buffer: 2 << 30,
-        storage_buffers: 32,
-        workgroup_memory: 32 << 10,
-        invocations: 1024,
-        ..Self::BROWSER
-    };
-    /// An Apple GPU through Metal.
-    pub const APPLE: NoopProfile = NoopProfile {
-        name: "Apple",
-        f16: true,
-        subgroups: true,
-        max_binding: 4 << 30,
-        max_buffer: 4 << 30,
-        storage_buffers: 31,
-        workgroup_memory: 32 << 10,
-        invocations: 1024,
-        ..Self::BROWSER
-    };
-    /// An NVIDIA H200 through Vulkan.
-    pub const H200: NoopProfile = NoopProfile {
-        name: "H200",
-        f16: true,
-        subgroups: true,
-        max_binding: (2 << 30) - 4,
-        max_buffer: 64 << 30,
-        storage_buffers: 96,
-        workgroup_memory: 48 << 10,
-        invocations: 1024,
-        ..Self::BROWSER
-    };
-}
-
 async fn list_adapters() -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::PRIMARY;
@@ -510,44 +334,6 @@ async fn list_adapters() -> Vec<wgpu::Adapter> {
     return instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
     #[cfg(target_arch = "wasm32")]
     return instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await.into_iter().collect();
-}
-
-fn adapter_caps(adapter: &wgpu::Adapter) -> Caps {
-    let mut caps = Caps::new(&adapter.get_info(), adapter.features(), &adapter.limits());
-    for shape in adapter.cooperative_matrix_properties() {
-        use wgpu::CooperativeScalarType::{F16, F32};
-        let square = shape.m_size == shape.n_size && shape.n_size == shape.k_size;
-        if square && matches!((shape.ab_type, shape.cr_type), (F16, F32)) && !caps.cooperative.contains(&shape.m_size) {
-            caps.cooperative.push(shape.m_size);
-        }
-    }
-    // A software device lives in the host's memory, whatever heap it claims.
-    caps.memory = if caps.is_cpu() { host_memory() } else { device_memory(adapter) };
-    caps
-}
-
-/// Bytes that the host could still give, where the system tells (Linux).
-fn host_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
-}
-
-/// Bytes of the largest device-local heap; only Vulkan tells through wgpu's native handle.
-#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
-#[allow(unsafe_code)] // Reads two properties through the raw handle of a live adapter; nothing is created or freed.
-fn device_memory(adapter: &wgpu::Adapter) -> Option<u64> {
-    let hal = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
-    let properties = unsafe {
-        hal.shared_instance().raw_instance().get_physical_device_memory_properties(hal.raw_physical_device())
-    };
-    // Flag 1 is VK_MEMORY_HEAP_DEVICE_LOCAL_BIT.
-    properties.memory_heaps_as_slice().iter().filter(|heap| heap.flags.as_raw() & 1 != 0).map(|heap| heap.size).max()
-}
-
-#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
-fn device_memory(_: &wgpu::Adapter) -> Option<u64> {
-    None
 }
 
 /// The index of the adapter that `wanted` names by number or by part of its name.
@@ -563,52 +349,18 @@ fn choose(caps: &[Caps], wanted: &str) -> Result<usize> {
     })
 }
 
-/// A value that a callback sets and one future awaits; `None` if the callback is dropped unset (a lost device).
-pub(super) fn signal<T>() -> (Signal<T>, Waiter<T>) {
-    let state = Arc::new(Mutex::new(State { value: None, closed: false, waker: None }));
-    (Signal(state.clone()), Waiter(state))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-struct State<T> {
-    value: Option<T>,
-    closed: bool,
-    waker: Option<Waker>,
-}
-
-/// The sending half of [`signal`].
-pub(super) struct Signal<T>(Arc<Mutex<State<T>>>);
-
-/// The awaited half of [`signal`].
-pub(super) struct Waiter<T>(Arc<Mutex<State<T>>>);
-
-impl<T> Signal<T> {
-    pub fn set(self, value: T) {
-        lock(&self.0).value = Some(value);
-    }
-}
-
-impl<T> Drop for Signal<T> {
-    fn drop(&mut self) {
-        let waker = {
-            let mut state = lock(&self.0);
-            state.closed = true;
-            state.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
-impl<T> Future for Waiter<T> {
-    type Output = Option<T>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
-        let mut state = lock(&self.0);
-        if state.closed {
-            return Poll::Ready(state.value.take());
-        }
-        state.waker = Some(context.waker().clone());
-        Poll::Pending
+    #[test]
+    fn a_lost_device_is_an_error_and_no_hang() {
+        let gpu = pollster::block_on(Gpu::noop(&NoopProfile::H200)).expect("noop");
+        gpu.inner.device.destroy();
+        let _ = pollster::block_on(gpu.wait());
+        let _ = gpu.inner.device.poll(wgpu::PollType::Poll);
+        let lost = |result: Result<()>| matches!(result, Err(Error::DeviceLost { .. }));
+        assert!(lost(pollster::block_on(gpu.storage("a buffer", 64)).map(drop)));
+        assert!(lost(pollster::block_on(gpu.wait())));
     }
 }

@@ -1,6 +1,7 @@
 //! The recorder: a flat list of dispatches over tensors that know their shape. Nothing here talks to a device.
 
-use super::device::{Caps, Gpu};
+use super::caps::Caps;
+use super::device::Gpu;
 use super::kernel::{Interface, Kernel};
 use super::run::Buffer;
 

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::device::{Gpu, lock};
+use super::device::Gpu;
+use super::wait::lock;
 use crate::error::Result;
 
 /// A WGSL file of `kernels/`, with the library files that are appended to it (so that its own lines keep their numbers).
@@ -263,7 +264,7 @@ mod tests {
     #[test]
     fn a_broken_kernel_is_told_by_file_and_line() {
         static BROKEN: Source = Source { path: "op/broken.wgsl", text: "// Broken.\n\nfn main( {}\n", libs: &[] };
-        let gpu = pollster::block_on(Gpu::noop(&super::super::device::NoopProfile::BROWSER)).expect("noop");
+        let gpu = pollster::block_on(Gpu::noop(&super::super::noop::NoopProfile::BROWSER)).expect("noop");
         let kernel = Kernel { source: &BROKEN, libs: vec![], head: vec![] };
         let error = pollster::block_on(gpu.pipeline(&kernel, Interface { reads: 0, writes: 1, step: false }));
         let text = error.err().map(|e| e.to_string()).unwrap_or_default();

@@ -2,12 +2,17 @@
 //!
 //! Above it, ops record nodes into a [`graph::Graph`]; [`plan`] turns lifetimes into buffer slots; [`run`] encodes.
 
+pub mod caps;
 pub mod device;
 pub mod graph;
 pub mod kernel;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod noop;
 pub mod plan;
 pub mod run;
+mod wait;
 
-pub use device::{Caps, DeviceKind, Gpu, GpuOptions};
+pub use caps::{Caps, DeviceKind};
+pub use device::{Gpu, GpuOptions};
 pub use graph::{DType, Graph, Tensor};
 pub use run::{Buffer, Program};

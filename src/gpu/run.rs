@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::device::{Gpu, signal};
+use super::device::Gpu;
 use super::graph::{Graph, Node, Place, Tensor};
 use super::kernel::{Pipeline, STEP_SLOT};
 use super::plan::{Lifetime, Plan, plan};
+use super::wait::signal;
 use crate::error::{Error, Result};
 
 /// A buffer in device memory, counted in [`Gpu::memory_in_use`]; freed with its last clone.

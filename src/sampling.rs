@@ -1,0 +1,244 @@
+//! The sampler's loop on the device: a recording replayed, one submit a step, with cancellation between steps.
+
+use std::ops::ControlFlow;
+
+use crate::denoiser::Step;
+use crate::error::{Error, Result};
+use crate::gpu::run::{Profile, Steps};
+use crate::gpu::{Buffer, DType, Gpu, Graph, Program};
+use crate::guidance::{Passes, Surroundings, denoise};
+use crate::layout::to_nhwc;
+use crate::model::unet::UNet;
+use crate::noise::Generator;
+use crate::ops::degrade::mask_stride;
+use crate::ops::lincomb::{MAX_TERMS, lincomb};
+use crate::request::Progress;
+use crate::sampler::{Command, Latent, Recording};
+
+/// A request turned into numbers.
+pub(crate) struct Job {
+    pub shape: [usize; 4],
+    pub passes: Passes,
+    pub sigmas: Vec<f32>,
+    pub recording: Recording,
+    pub calls: Vec<Step>,
+    pub timesteps: Vec<f32>,
+}
+
+impl Job {
+    pub fn dims(&self) -> [u32; 4] {
+        let [b, c, h, w] = self.shape.map(|n| n as u32);
+        [b, h, w, c]
+    }
+
+    pub fn mask_floats(&self) -> usize {
+        let [b, h, w, _] = self.dims();
+        self.calls.len() * (b * mask_stride(h, w)) as usize
+    }
+}
+
+/// Numbers of terms that the recording's linear combinations have, each once.
+pub(crate) fn arities(recording: &Recording) -> Vec<usize> {
+    let terms = |command: &Command| match command {
+        Command::Lincomb { terms, .. } => Some(terms.len()),
+        _ => None,
+    };
+    let mut all: Vec<usize> = recording.steps.iter().flatten().filter_map(terms).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+pub(crate) fn lincombs(recording: &Recording) -> usize {
+    recording.steps.iter().flatten().filter(|command| matches!(command, Command::Lincomb { .. })).count()
+}
+
+/// The sampler's loop on the device: programs, latents, scalars.
+pub(crate) struct Sampling {
+    gpu: Gpu,
+    latents: Vec<Buffer>,
+    slot_of: Vec<usize>,
+    denoise: Program,
+    lincombs: Vec<(usize, Program)>,
+    scalars: Steps,
+    coefficients: Steps,
+    mask: Option<Buffer>,
+    _timesteps: Buffer,
+}
+
+impl Sampling {
+    pub async fn new(
+        gpu: &Gpu,
+        unet: &UNet,
+        dtype: DType,
+        job: &Job,
+        context: Vec<(Buffer, [u32; 4])>,
+    ) -> Result<Sampling> {
+        let dims = job.dims();
+        let bytes = job.shape.iter().product::<usize>() as u64 * 4;
+        let plan = job.recording.plan();
+        let mut latents = Vec::new();
+        for _ in &plan.slots {
+            latents.push(gpu.storage("latent", bytes).await?);
+        }
+        let timesteps = gpu.upload("timesteps", &job.timesteps).await?;
+        let mask = match job.passes.sag {
+            true => Some(gpu.storage("masks", job.mask_floats() as u64 * 4).await?),
+            false => None,
+        };
+
+        let mut g = Graph::new(gpu, dtype);
+        let (x, denoised) = (g.argument("x", dims, DType::F32), g.argument("denoised", dims, DType::F32));
+        let bound = Surroundings {
+            timesteps: g.bind("timesteps", &timesteps, [1, 1, 1, (timesteps.bytes() / 4) as u32], DType::F32),
+            mask: mask.as_ref().map(|mask| g.bind("masks", mask, [1, 1, 1, (mask.bytes() / 4) as u32], DType::F32)),
+            context: &context.iter().map(|(buffer, dims)| g.bind("context", buffer, *dims, dtype)).collect::<Vec<_>>(),
+        };
+        denoise(&mut g, unet, job.passes, x, &bound, denoised);
+        let denoise = Program::new(gpu, g).await?;
+
+        let mut lincombs = Vec::new();
+        for terms in arities(&job.recording) {
+            let mut g = Graph::new(gpu, DType::F32);
+            let out = g.argument("out", dims, DType::F32);
+            let inputs: Vec<_> = (0..terms).map(|_| g.argument("term", dims, DType::F32)).collect();
+            lincomb(&mut g, out, &inputs);
+            lincombs.push((terms, Program::new(gpu, g).await?));
+        }
+        let coefficients: Vec<[f32; MAX_TERMS]> =
+            job.recording.steps.iter().flatten().filter_map(coefficients).collect();
+        Ok(Sampling {
+            gpu: gpu.clone(),
+            latents,
+            slot_of: plan.slot_of,
+            denoise,
+            lincombs,
+            scalars: gpu.steps(&job.calls).await?,
+            coefficients: gpu.steps(&coefficients).await?,
+            mask,
+            _timesteps: timesteps,
+        })
+    }
+
+    fn buffer(&self, latent: Latent) -> Buffer {
+        self.latents[self.slot_of[latent.0]].clone()
+    }
+
+    /// x = unit noise · scale.
+    pub fn start(&self, unit: &[f32], shape: [usize; 4], scale: f32) {
+        self.buffer(Recording::START).write(&to_nhwc(unit, shape).iter().map(|n| n * scale).collect::<Vec<f32>>());
+    }
+
+    /// Replay the recording: one submit a step, at most two steps in flight.
+    pub async fn run(
+        &mut self,
+        job: &Job,
+        generator: &mut Generator,
+        mut profile: Option<&mut Profile>,
+        observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let steps = job.recording.steps.len();
+        let mut stop = observe(Progress::Start { steps }).is_break();
+        let (mut call, mut combination) = (0, 0);
+        let mut in_flight = None;
+        for (i, commands) in job.recording.steps.iter().enumerate() {
+            if stop {
+                break;
+            }
+            for command in commands {
+                self.prepare(command, job, generator).await?;
+            }
+            let mut step = self.gpu.record(profile.is_some());
+            for command in commands {
+                match command {
+                    Command::Noise { .. } => {}
+                    Command::Denoise { out, x, .. } => {
+                        step.run(&self.denoise, &[&self.buffer(*x), &self.buffer(*out)], &self.scalars, call);
+                        call += 1;
+                    }
+                    Command::Lincomb { out, terms } => {
+                        let buffers = self.operands(*out, terms);
+                        let arguments: Vec<&Buffer> = buffers.iter().collect();
+                        step.run(self.lincomb(terms.len()), &arguments, &self.coefficients, combination);
+                        combination += 1;
+                    }
+                }
+            }
+            step.submit(profile.as_deref_mut()).await?;
+            let ticket = self.gpu.ticket();
+            if let Some(before) = in_flight.replace(ticket) {
+                before.await?;
+                stop = observe(Progress::Step { done: i, steps }).is_break();
+            }
+        }
+        if let Some(last) = in_flight {
+            last.await?;
+            stop = stop || observe(Progress::Step { done: steps, steps }).is_break();
+        }
+        if stop { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// Bind groups for a command's latents; noise from the host.
+    async fn prepare(&mut self, command: &Command, job: &Job, generator: &mut Generator) -> Result<()> {
+        match command {
+            Command::Noise { out } => {
+                let unit = generator.randn(job.shape.iter().product());
+                self.buffer(*out).write(&to_nhwc(&unit, job.shape));
+            }
+            Command::Denoise { out, x, .. } => {
+                let (x, out) = (self.buffer(*x), self.buffer(*out));
+                self.denoise.prepare(&[&x, &out]).await?;
+            }
+            Command::Lincomb { out, terms } => {
+                let buffers = self.operands(*out, terms);
+                let arguments: Vec<&Buffer> = buffers.iter().collect();
+                for (arity, program) in &mut self.lincombs {
+                    if *arity == terms.len() {
+                        program.prepare(&arguments).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn operands(&self, out: Latent, terms: &[(f64, Latent)]) -> Vec<Buffer> {
+        std::iter::once(out).chain(terms.iter().map(|(_, latent)| *latent)).map(|latent| self.buffer(latent)).collect()
+    }
+
+    fn lincomb(&self, terms: usize) -> &Program {
+        match self.lincombs.iter().find(|(arity, _)| *arity == terms) {
+            Some((_, program)) => program,
+            None => unreachable!("a program for every number of terms, also {terms}"),
+        }
+    }
+
+    /// The final latents [B, h, w, 4].
+    pub async fn latents(&self, job: &Job) -> Result<Vec<f32>> {
+        let result = job.recording.result.unwrap_or(Recording::START);
+        let latents: Vec<f32> = self.buffer(result).read(job.shape.iter().product()).await?;
+        if latents.iter().all(|value| value.is_finite()) {
+            return Ok(latents);
+        }
+        Err(Error::Device {
+            device: self.gpu.caps().name.clone(),
+            what: "the sampler".into(),
+            reason: "the latents are not finite; try --precision f32, a lower cfg or another sampler".into(),
+        })
+    }
+
+    /// The masks of all calls, [calls][B · h · w].
+    pub async fn masks(&self, job: &Job) -> Result<Vec<Vec<f32>>> {
+        let Some(mask) = &self.mask else { return Ok(Vec::new()) };
+        let [b, h, w, _] = job.dims();
+        let (stride, area) = (mask_stride(h, w) as usize, (h * w) as usize);
+        let all: Vec<f32> = mask.read(job.mask_floats()).await?;
+        let images = |call: &[f32]| call.chunks_exact(stride).flat_map(|image| image[..area].to_vec()).collect();
+        Ok(all.chunks_exact(b as usize * stride).map(images).collect())
+    }
+}
+
+fn coefficients(command: &Command) -> Option<[f32; MAX_TERMS]> {
+    let Command::Lincomb { terms, .. } = command else { return None };
+    Some(std::array::from_fn(|i| terms.get(i).map_or(0.0, |(c, _)| *c as f32)))
+}
