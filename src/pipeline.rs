@@ -7,7 +7,7 @@ use web_time::Instant;
 use crate::denoiser::{Scales, Step, steps};
 use crate::error::{Error, Result};
 use crate::gpu::run::Profile;
-use crate::gpu::{Buffer, DType, Gpu, Graph, Program};
+use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
 use crate::guidance::{Passes, Surroundings, denoise};
 use crate::image::Image;
 use crate::layout::to_nchw;
@@ -200,19 +200,32 @@ impl Pipeline {
         let gpu = &self.gpu;
         let alignment = gpu.caps().uniform_alignment;
         let what = || format!("a picture of {}x{} (batch {})", job.shape[3] * 8, job.shape[2] * 8, job.shape[0]);
+        // The first activations at full size: what cannot fit is told before it is recorded.
+        let [b, h, w, _] = job.dims().map(u64::from);
+        let first = b * h * w * u64::from(job.passes.prompts()) * self.unet.config.levels[0].channels as u64;
+        let last = 64 * h * w * self.vae_config.block_out_channels[0] as u64;
+        gpu.check_size(&what(), (first * self.dtype.bytes()).max(last * DType::F32.bytes()))?;
+
+        let mut g = Graph::new(gpu, DType::F32);
+        let x = g.argument("embeddings", self.embedding_dims(job.passes), DType::F32);
+        for kv in self.text(&mut g, x) {
+            g.keep_argument(kv);
+        }
+        let bytes = |n: u64| n.max(16).next_multiple_of(16);
+        let kv = self.context_shapes(job.passes);
+        let context: u64 =
+            kv.iter().map(|dims| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * self.dtype.bytes())).sum();
+        let text = g.planned_bytes(alignment) + bytes(x.bytes()) + context + 256;
+
         let mut g = Graph::new(gpu, self.dtype);
         let (x, out) = (g.argument("x", job.dims(), DType::F32), g.argument("denoised", job.dims(), DType::F32));
         let floats =
             |g: &mut Graph, n: usize| g.argument("floats", [1, 1, 1, n.next_multiple_of(4) as u32], DType::F32);
         let timesteps = floats(&mut g, job.timesteps.len());
         let mask = job.passes.sag.then(|| floats(&mut g, job.mask_floats()));
-        let kv = self.context_shapes(job.passes);
-        let context: Vec<_> = kv.iter().map(|&dims| g.argument("context", dims, self.dtype)).collect();
-        denoise(&mut g, &self.unet, job.passes, x, &Surroundings { timesteps, context: &context, mask }, out);
+        let bound: Vec<_> = kv.iter().map(|&dims| g.argument("context", dims, self.dtype)).collect();
+        denoise(&mut g, &self.unet, job.passes, x, &Surroundings { timesteps, context: &bound, mask }, out);
         gpu.check_graph(&what(), &g)?;
-        let bytes = |n: u64| n.max(16).next_multiple_of(16);
-        let context: u64 =
-            kv.iter().map(|dims| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * self.dtype.bytes())).sum();
         let latent = bytes(job.shape.iter().product::<usize>() as u64 * 4);
         let latents = job.recording.plan().slots.len() as u64 * latent;
         let mask = if job.passes.sag { bytes(job.mask_floats() as u64 * 4) } else { 0 };
@@ -229,7 +242,7 @@ impl Pipeline {
         gpu.check_graph(&what(), &g)?;
         let pixels = bytes(picture.bytes());
         let decode = g.planned_bytes(alignment) + 2 * pixels + bytes(latent / job.shape[0] as u64) + 256;
-        let stage = sample.max(decode);
+        let stage = text.max(sample).max(decode);
         gpu.check_memory(&what(), stage)?;
         Ok(gpu.memory_in_use().0 + stage)
     }
@@ -258,6 +271,18 @@ impl Pipeline {
         self.unet.context_widths().map(|width| [passes.prompts(), 1, tokens, width]).collect()
     }
 
+    fn embedding_dims(&self, passes: Passes) -> [u32; 4] {
+        let config = &self.clip.config;
+        [passes.prompts(), 1, config.max_position_embeddings as u32, config.hidden_size as u32]
+    }
+
+    /// Embeddings to the keys and values of every cross-attention; the text model in f32, these in the UNet's type.
+    fn text(&self, g: &mut Graph, embeddings: Tensor) -> Vec<Tensor> {
+        let hidden = self.clip.forward(g, embeddings);
+        g.dtype = self.dtype;
+        self.unet.context(g, hidden)
+    }
+
     /// Prompts to the keys and values of every cross-attention, in buffers that outlive the loop.
     async fn context(
         &self,
@@ -266,15 +291,11 @@ impl Pipeline {
         profile: Option<&mut Profile>,
     ) -> Result<Vec<(Buffer, [u32; 4])>> {
         let gpu = &self.gpu;
-        let config = &self.clip.config;
-        let dims = [passes.prompts(), 1, config.max_position_embeddings as u32, config.hidden_size as u32];
         let embeddings = gpu.upload("embeddings", &self.clip.embed(ids)?).await?;
         let mut g = Graph::new(gpu, DType::F32);
-        let x = g.bind("embeddings", &embeddings, dims, DType::F32);
-        let hidden = self.clip.forward(&mut g, x);
-        g.dtype = self.dtype;
+        let x = g.bind("embeddings", &embeddings, self.embedding_dims(passes), DType::F32);
         let mut buffers = Vec::new();
-        for kv in self.unet.context(&mut g, hidden) {
+        for kv in self.text(&mut g, x) {
             let buffer = gpu.storage("context", kv.bytes()).await?;
             g.keep(kv, &buffer);
             buffers.push((buffer, kv.dims));

@@ -5,7 +5,7 @@ mod networks;
 
 use std::path::Path;
 
-use networks::{Golden, relative, weights_of};
+use networks::{Golden, model_folder, relative};
 use pollster::block_on;
 use scumble::Precision;
 use scumble::gpu::{DType, Gpu, GpuOptions};
@@ -41,8 +41,7 @@ fn load_unet(gpu: &Gpu, folder: &Path, dtype: DType) -> scumble::Result<UNet> {
 
 /// A small UNet against its golden, in f32 and where the device has it in f16.
 fn unet(case: &str) {
-    let noop = block_on(Gpu::noop(&scumble::gpu::noop::NoopProfile::LAVAPIPE)).expect("noop");
-    let folder = weights_of(|folder| load_unet(&noop, folder, DType::F32).map(drop), "unet/weights.safetensors", case);
+    let folder = model_folder("unet", case);
     let golden = Golden::open(&format!("networks/{case}"));
     let gpu = gpu();
     let input = UNetInput {
@@ -91,10 +90,9 @@ fn vae(case: &str) {
         let (weights, config) = parse(folder);
         let decoder = block_on(Decoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config))?;
         let encoder = block_on(Encoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config))?;
-        Ok((decoder, encoder, config))
+        Ok::<_, scumble::Error>((decoder, encoder, config))
     };
-    let noop = block_on(Gpu::noop(&scumble::gpu::noop::NoopProfile::LAVAPIPE)).expect("noop");
-    let folder = weights_of(|folder| load(&noop, folder).map(drop), "vae/weights.safetensors", case);
+    let folder = model_folder("vae", case);
     let golden = Golden::open(&format!("networks/{case}"));
     let gpu = gpu();
     let (decoder, encoder, config) = load(&gpu, folder.path()).expect("loaded");
@@ -123,8 +121,7 @@ fn clip(case: &str) {
         let (weights, path, text) = file(folder, "text_encoder");
         block_on(Clip::load(gpu, weights, ClipConfig::parse(&path, &text)?))
     };
-    let noop = block_on(Gpu::noop(&scumble::gpu::noop::NoopProfile::LAVAPIPE)).expect("noop");
-    let folder = weights_of(|folder| load(&noop, folder).map(drop), "text_encoder/weights.safetensors", case);
+    let folder = model_folder("text_encoder", case);
     let golden = Golden::open(&format!("networks/{case}"));
     let gpu = gpu();
     let clip = load(&gpu, folder.path()).expect("loaded");

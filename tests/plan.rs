@@ -36,7 +36,7 @@ fn the_planned_peak_is_the_peak_that_is_allocated() {
     for profile in &PROFILES {
         let pipeline = pipeline(profile);
         for (batch, width, sag_scale, sampler) in
-            [(1, 256, 0.75, "euler"), (2, 192, 0.0, "heun"), (1, 328, 0.75, "dpmpp_2m")]
+            [(1, 256, 0.75, "euler"), (2, 192, 0.0, "heun"), (1, 328, 0.75, "dpmpp_2m"), (1, 40, 0.0, "euler")]
         {
             let request = Request {
                 steps: 3,
@@ -66,11 +66,13 @@ fn a_picture_that_does_not_fit_is_refused_before_anything_is_allocated() {
     let pipeline = pipeline(&NoopProfile::BROWSER);
     let before = pipeline.gpu().memory_in_use().0;
     pipeline.gpu().reset_peak();
-    let request = Request { width: Some(4096), height: Some(4096), ..Default::default() };
-    let error = run(&pipeline, &request).err().expect("4096x4096 does not fit 128 MiB bindings");
-    let Error::DoesNotFit { needed, available, .. } = &error else { panic!("{error}") };
-    assert!(needed > available && *available == 128 << 20, "{error}");
-    assert!(error.to_string().contains("4096x4096"), "{error}");
+    for (side, batch) in [(1024, 1), (4096, 1), (16_384, 1), (16_384, 1024), (256, 1024)] {
+        let request = Request { width: Some(side), height: Some(side), batch, ..Default::default() };
+        let error = run(&pipeline, &request).err().expect("too large for bindings of 128 MiB");
+        let Error::DoesNotFit { needed, available, .. } = &error else { panic!("{error}") };
+        assert!(needed > available && *available == 128 << 20, "{error}");
+        assert!(error.to_string().contains(&format!("{side}x{side} (batch {batch})")), "{error}");
+    }
     assert_eq!(pipeline.gpu().memory_in_use(), (before, before));
 }
 

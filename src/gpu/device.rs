@@ -215,6 +215,8 @@ impl Gpu {
         if let Some(e) = invalid.await {
             return Err(self.refused(format!("buffer {label} of {bytes} bytes"), &e));
         }
+        // wgpu reports a lost device to its callback alone, not to scopes.
+        self.check_alive()?;
         Ok(Buffer::new(self.clone(), raw, bytes))
     }
 

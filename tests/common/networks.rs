@@ -41,31 +41,16 @@ pub fn relative(a: &[f32], b: &[f32]) -> f64 {
     difference / norm(&mut b.iter().map(|y| f64::from(*y)))
 }
 
-/// Names and shapes of a network, by asking for tensors until none is missing.
-///
-/// `load` tries to load from a folder that holds `tensors`; the error names the next tensor and its shape.
-pub fn weights_of(load: impl Fn(&Path) -> scumble::Result<()>, file: &str, config: &str) -> tempfile::TempDir {
+/// A diffusers folder with one part: `case`'s config and its random weights, as PART/weights.safetensors.
+pub fn model_folder(part: &str, case: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    let part = file.split('/').next().expect("a part");
-    std::fs::create_dir_all(folder.path().join(part)).expect("a folder");
+    let at = folder.path().join(part);
+    std::fs::create_dir_all(&at).expect("a folder");
     std::fs::write(folder.path().join("model_index.json"), "{}").expect("written");
-    std::fs::copy(data(&format!("networks/{config}.json")), folder.path().join(part).join("config.json"))
-        .expect("copied");
-    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    loop {
-        write(&folder.path().join(file), &shapes);
-        match load(folder.path()) {
-            Ok(()) => return folder,
-            Err(scumble::Error::MissingTensor { name, expected, .. }) => {
-                // A pair of weights and biases at once halves the number of tries.
-                if let Some(stem) = name.strip_suffix(".weight").filter(|_| expected.len() == 1) {
-                    shapes.insert(format!("{stem}.bias"), expected.clone());
-                }
-                assert!(shapes.insert(name.clone(), expected).is_none(), "{name} is there, but missing");
-            }
-            Err(other) => panic!("{config}: {other}"),
-        }
-    }
+    std::fs::copy(data(&format!("networks/{case}.json")), at.join("config.json")).expect("copied");
+    let shapes = std::fs::read_to_string(data(&format!("networks/{case}.shapes.json"))).expect("a golden");
+    write(&at.join("weights.safetensors"), &serde_json::from_str(&shapes).expect("names and shapes"));
+    folder
 }
 
 /// As `random_weights` of tools/reference/common.py.

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from common import DATA, PROMPT, MassHook, embedded, random_weights, save
+from common import DATA, PROMPT, MassHook, canonical, embedded, random_weights, save, save_json
 
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
 UNETS = {
@@ -41,10 +41,13 @@ def noise(seed, *shape):
 
 
 def config(name, model):
+    """The config that the model was made from, and its tensors' canonical names and shapes."""
+    shapes = {canonical(k): list(v.shape) for k, v in model.state_dict().items() if not k.endswith("position_ids")}
+    save_json(f"networks/{name}.shapes.json", dict(sorted(shapes.items())))
     path = DATA / "networks" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = model.config.to_json_string() if hasattr(model.config, "to_json_string") else json.dumps(dict(model.config))
-    path.write_text(json.dumps({k: v for k, v in json.loads(text).items() if not k.startswith("_name")}, indent=1) + "\n")
+    path.write_text(json.dumps({k: v for k, v in json.loads(text).items() if not k.startswith("_name")}, indent=1, sort_keys=True) + "\n")
 
 
 def unet_case(name, unet, sample, timestep, context):
