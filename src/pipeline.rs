@@ -130,6 +130,7 @@ impl Pipeline {
         let since = Instant::now();
         let mut generator = Generator::new(request.seed);
         let numel = job.shape.iter().product();
+        // Drawn even where latents are given, so that an ancestral sampler's later noise is the seed's all the same.
         let drawn = generator.randn(numel);
         let unit = match &request.latents {
             None => drawn,
@@ -231,7 +232,9 @@ impl Pipeline {
         let mask = if job.passes.sag { bytes(job.mask_floats() as u64 * 4) } else { 0 };
         let scalars = bytes(job.timesteps.len() as u64 * 4) + (job.calls.len() + lincombs(&job.recording)) as u64 * 256;
         let lincomb_dims = arities(&job.recording).len() as u64 * 16;
-        let sample = g.planned_bytes(alignment) + context + latents + mask + scalars + lincomb_dims;
+        // Latents and masks are read back one after the other while the loop's buffers still live.
+        let readback = latent.max(mask);
+        let sample = g.planned_bytes(alignment) + context + latents + mask + scalars + lincomb_dims + readback;
 
         let mut g = Graph::new(gpu, DType::F32);
         let [_, h, w, c] = job.dims();

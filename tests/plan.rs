@@ -35,9 +35,13 @@ fn a_whole_run_validates_under_every_profile() {
 fn the_planned_peak_is_the_peak_that_is_allocated() {
     for profile in &PROFILES {
         let pipeline = pipeline(profile);
-        for (batch, width, sag_scale, sampler) in
-            [(1, 256, 0.75, "euler"), (2, 192, 0.0, "heun"), (1, 328, 0.75, "dpmpp_2m"), (1, 40, 0.0, "euler")]
-        {
+        for (batch, width, sag_scale, sampler) in [
+            (1, 256, 0.75, "euler"),
+            (2, 192, 0.0, "heun"),
+            (1, 328, 0.75, "dpmpp_2m"),
+            (1, 40, 0.0, "euler"),
+            (64, 64, 0.75, "euler"),
+        ] {
             let request = Request {
                 steps: 3,
                 batch,

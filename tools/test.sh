@@ -20,8 +20,9 @@ need_target wasm32-unknown-unknown
 step bash tools/setup_test.sh
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets -- -D warnings
-# In the tests' own profile, so that this build is a part of theirs. Where there is no GPU, the only device is the software one.
-step cargo build -p scumble-cli
+# All that the tests need is built in one go, the program among it: alone, it would be built with other features, and wgpu twice.
+step cargo test --workspace --no-run
+# Where there is no GPU, the only device is the software one.
 need_device "$(binary debug)"
 step cargo test --workspace
 step cargo check -p scumble --target wasm32-unknown-unknown

@@ -47,7 +47,7 @@ def config(name, model):
     path = DATA / "networks" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = model.config.to_json_string() if hasattr(model.config, "to_json_string") else json.dumps(dict(model.config))
-    path.write_text(json.dumps({k: v for k, v in json.loads(text).items() if not k.startswith("_name")}, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps({k: v for k, v in json.loads(text).items() if not k.startswith(("_name", "_use_default"))}, indent=1, sort_keys=True) + "\n")
 
 
 def unet_case(name, unet, sample, timestep, context):
