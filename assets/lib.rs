@@ -4,7 +4,7 @@
 //! The bytes are those of a diffusers folder; this crate's own folder is one. README.md is the model's card. Whoever ships a
 //! program with these weights in it ships [`NOTICES`] with it.
 
-/// Every file of the diffusers folder: its path in the folder, with `/`, and its bytes. Give it to `scumble::weights::Files::Embedded`.
+/// Every file of the diffusers folder: its path in the folder, with `/`, and its bytes. Give it to `scumble::files::Files::Embedded`.
 ///
 /// `include_bytes!` aligns nothing: a tensor inside a safetensors file may start at any address, so copy it or read it
 /// unaligned; do not cast its bytes to a slice of `f16`.

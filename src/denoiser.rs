@@ -18,6 +18,8 @@ pub struct Step {
     pub c_skip: f32,
     /// See `c_skip`.
     pub c_out: f32,
+    /// The noise level.
+    pub sigma: f32,
     /// Scale of classifier-free guidance.
     pub cfg: f32,
     /// Scale of self-attention guidance.
@@ -51,6 +53,7 @@ pub fn steps(schedule: &Schedule, prediction: Prediction, sigmas: &[f64], scales
             c_in: s.c_in,
             c_skip: s.c_skip,
             c_out: s.c_out,
+            sigma: sigma as f32,
             cfg: scales.cfg,
             sag_scale: scales.sag_scale,
             threshold: scales.sag_threshold,

@@ -5,7 +5,8 @@
 
 use crate::gpu::{Graph, Tensor};
 use crate::model::blocks::ContextKv;
-use crate::model::unet::UNet;
+use crate::model::unet::{Ask, UNet};
+use crate::ops::blend::{Kept, blend};
 use crate::ops::degrade::degrade;
 use crate::ops::guidance::{Degraded, guidance};
 use crate::ops::pack::pack;
@@ -26,6 +27,11 @@ impl Passes {
         Passes { uncond: sag || cfg != 1.0, sag }
     }
 
+    /// The prompts of the context, in its order.
+    pub fn of_prompts<'p>(&self, negative: &'p str, prompt: &'p str) -> Vec<&'p str> {
+        if self.uncond { vec![negative, prompt] } else { vec![prompt] }
+    }
+
     /// Prompts in the context: uncond and cond, or cond alone.
     pub fn prompts(&self) -> u32 {
         if self.uncond { 2 } else { 1 }
@@ -39,27 +45,54 @@ pub struct Surroundings<'a> {
     pub timesteps: Tensor,
     /// [`UNet::context`] of [uncond, cond], or of [cond].
     pub context: &'a [ContextKv],
+    /// [`UNet::added`] of the same prompts.
+    pub added: Option<Tensor>,
     /// Masks of all calls, [calls, B, 1, mask_stride]; read only with SAG.
     pub mask: Option<Tensor>,
+    /// What an inpainting model sees beside x, [1, h, w, 8] f32: the mask, the masked picture's latents, zeros.
+    pub extra: Option<Tensor>,
+    /// What stays of a picture outside a mask, for models that do not see it themselves.
+    pub kept: Option<Kept>,
 }
 
 /// Record denoised = model(x) with its guidance; x and denoised [B, h, w, 4] f32.
 pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surroundings<'_>, denoised: Tensor) {
+    // 0. outside the mask, x is the given picture at this noise level
+    let x = match &s.kept {
+        None => x,
+        Some(kept) => {
+            let masked = g.activation_f32("masked latents", x.dims);
+            blend(g, x, kept, true, masked);
+            masked
+        }
+    };
+
     // 1. uncond and cond in one batch; the mid block's attention mass of uncond comes with it
-    let input = pack(g, x, passes.prompts());
+    let input = pack(g, x, s.extra, passes.prompts());
     let mass_of = passes.sag.then_some(x.batch());
-    let first = unet.forward(g, input, s.timesteps, 1, s.context, mass_of);
+    let ask = Ask { timesteps: s.timesteps, rows: 1, context: s.context, added: s.added, mass_of };
+    let first = unet.forward(g, input, &ask);
 
     // 2. and 3. where uncond looks most: blur, re-noise, ask again without the prompt
     let sag = first.mass.zip(s.mask).map(|(mass, mask)| {
         let mid = unet.config.mid_size(x.height(), x.width());
         let (degraded, renoised) = degrade(g, x, first.sample, mass, mid, mask);
-        let input = pack(g, renoised, 1);
+        let input = pack(g, renoised, s.extra, 1);
         let uncond: Vec<ContextKv> = s.context.iter().map(|kv| g.first(*kv)).collect();
-        let again = unet.forward(g, input, s.timesteps, 1, &uncond, None).sample;
+        let added =
+            s.added.map(|added| g.view(added, [added.rows(), 1, 1, added.channels()])).map(|rows| g.first(rows));
+        let ask = Ask { context: &uncond, added, mass_of: None, ..ask };
+        let again = unet.forward(g, input, &ask).sample;
         Degraded { degraded, renoised, again }
     });
 
     // 4. denoised = cfg + s (degraded − D(renoised))
-    guidance(g, x, first.sample, sag, denoised);
+    match &s.kept {
+        None => guidance(g, x, first.sample, sag, denoised),
+        Some(kept) => {
+            let whole = g.activation_f32("whole denoised", x.dims);
+            guidance(g, x, first.sample, sag, whole);
+            blend(g, whole, kept, false, denoised);
+        }
+    }
 }

@@ -12,7 +12,7 @@ use embedded_graphics::text::{Baseline, Text};
 use embedded_graphics::{Drawable, Pixel};
 
 use crate::error::{Error, Result};
-use crate::weights::io_problem;
+use crate::files::io_problem;
 
 /// An RGB picture, 8 bits a channel, rows from the top.
 #[derive(Clone, Debug, PartialEq, Eq)]

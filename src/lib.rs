@@ -15,24 +15,34 @@
 pub mod pipeline;
 pub mod probe;
 pub mod request;
-pub mod text;
 
+pub mod conditioning;
 pub mod denoiser;
+pub mod forecast;
 pub mod guidance;
 pub mod image;
+pub mod inpaint;
 mod layout;
 pub mod model;
 pub mod noise;
-mod parts;
+pub mod parts;
+pub mod picture;
 pub mod sampler;
 mod sampling;
 pub mod schedule;
+pub mod text;
+
+pub mod checkpoint;
+pub mod files;
+pub mod loader;
+pub mod lora;
 pub mod weights;
 
 pub mod error;
 pub mod gpu;
 pub mod ops;
 
+pub use checkpoint::{Checkpoint, Source};
 pub use error::{Error, Result};
-pub use pipeline::Pipeline;
+pub use pipeline::{LoadOptions, Pipeline};
 pub use request::{Generated, Precision, Progress, Request};

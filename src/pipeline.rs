@@ -4,89 +4,76 @@ use std::ops::ControlFlow;
 
 use web_time::Instant;
 
+use crate::checkpoint::Checkpoint;
+use crate::conditioning::{Conditioning, Encoder, encode};
 use crate::denoiser::{Scales, Step, steps};
 use crate::error::{Error, Result};
 use crate::gpu::run::Profile;
-use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
-use crate::guidance::{Passes, Surroundings, denoise};
-use crate::image::Image;
+use crate::gpu::{DType, Gpu, Graph, Program};
+use crate::guidance::Passes;
+use crate::inpaint::{composite, latent_mask, normalised, shown};
 use crate::layout::to_nchw;
-use crate::model::clip::Clip;
-use crate::model::config::VaeConfig;
-use crate::model::unet::UNet;
-use crate::model::vae::Decoder;
+use crate::model::clip::Read;
 use crate::noise::Generator;
 use crate::ops::degrade::RADIUS;
-use crate::ops::pack::pack;
-use crate::parts;
+use crate::parts::{
+    Lent, Mode, ModelBytes, Networks, activation_type, load_clip, load_decoder, load_encoder, load_unet,
+};
+use crate::picture::{Tiling, decode, encode_picture};
 use crate::request::{Generated, Memory, Precision, Progress, Request, Timings};
 use crate::sampler::{Recording, sampler};
-use crate::sampling::{Job, Sampling, arities, lincombs};
+use crate::sampling::{Given, Job, Sampling};
 use crate::schedule::{Prediction, Schedule, scheduler, sigmas};
-use crate::text::Tokenizer;
-use crate::weights::{Files, Loader};
+use crate::text::Embeddings;
 
-/// A loaded model on a device.
+/// How to hold a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// In which numbers the UNet computes.
+    pub precision: Precision,
+    /// Hold one part on the device at a time: text encoders, UNet and VAE are loaded for each picture in turn.
+    pub lowmem: bool,
+}
+
+/// A model on a device.
 pub struct Pipeline {
-    gpu: Gpu,
-    tokenizer: Tokenizer,
-    clip: Clip,
-    unet: UNet,
-    decoder: Decoder,
-    vae_config: VaeConfig,
+    pub(crate) gpu: Gpu,
+    pub(crate) model: Checkpoint,
+    /// Textual inversions that prompts may name.
+    pub embeddings: Embeddings,
     schedule: Schedule,
     prediction: Prediction,
-    dtype: DType,
-    weights: u64,
+    pub(crate) dtype: DType,
+    pub(crate) planned: Networks,
+    resident: Option<Networks>,
+    pub(crate) bytes: ModelBytes,
 }
 
 impl Pipeline {
-    /// Load a model onto a device.
+    /// Plan a model for a device: everything is checked and counted, nothing is loaded until a picture is asked for.
     ///
     /// # Errors
-    /// Of the files (which one, what is wrong, what to do), or of the device.
-    pub async fn load(gpu: &Gpu, files: &Files, precision: Precision) -> Result<Pipeline> {
-        let dtype = parts::activation_type(gpu, precision)?;
-        let before = gpu.memory_in_use().0;
-        let tokenizer = parts::load_tokenizer(files)?;
-        let (schedule, prediction) = parts::load_schedule(files)?;
-        let clip = parts::load_clip(gpu, files).await?;
-        let unet = parts::load_unet(gpu, files, dtype).await?;
-        let vae_config = parts::vae_config(files)?;
-        if unet.config.cross_dim != clip.config.hidden_size {
-            let expected = format!("{}, the text encoder's width", clip.config.hidden_size);
-            return Err(Error::Unsupported {
-                path: files.path("unet/config.json"),
-                what: "cross_attention_dim".into(),
-                expected,
-                found: unet.config.cross_dim.to_string(),
-            });
+    /// Of the files (which one, what is wrong, what to do); [`Error::Invalid`] for f16 on a device without it.
+    pub async fn plan(gpu: &Gpu, model: Checkpoint, options: LoadOptions) -> Result<Pipeline> {
+        let dtype = activation_type(gpu, options.precision)?;
+        let (planned, bytes) = Networks::make(gpu, &model, dtype, Mode::Plan).await?;
+        let (schedule, prediction) = model.schedule();
+        let (gpu, embeddings) = (gpu.clone(), Embeddings::none());
+        Ok(Pipeline { gpu, model, embeddings, schedule, prediction, dtype, planned, resident: None, bytes })
+    }
+
+    /// Load a model onto a device; with `lowmem`, only plan it.
+    ///
+    /// # Errors
+    /// As [`Pipeline::plan`]; [`Error::DoesNotFit`] before anything is loaded; of the device.
+    pub async fn load(gpu: &Gpu, model: Checkpoint, options: LoadOptions) -> Result<Pipeline> {
+        let mut pipeline = Self::plan(gpu, model, options).await?;
+        if !options.lowmem {
+            pipeline.check_model()?;
+            let (networks, _) = Networks::make(gpu, &pipeline.model, pipeline.dtype, Mode::Load).await?;
+            pipeline.resident = Some(networks);
         }
-        if unet.config.in_channels != 4 || unet.config.out_channels != 4 || vae_config.factor() != 8 {
-            return Err(Error::Unsupported {
-                path: files.path("unet/config.json"),
-                what: "a picture".into(),
-                expected: "4 latent channels and a VAE of factor 8".into(),
-                found: format!("{} channels, factor {}", unet.config.in_channels, vae_config.factor()),
-            });
-        }
-        let weights = parts::open_part(files, "vae")?;
-        // f32: SDXL's decoder overflows f16, and a black picture is a bug.
-        let decoder = Decoder::load(&mut Loader::new(gpu, &weights, DType::F32), &vae_config).await?;
-        gpu.flush().await?;
-        let weights = gpu.memory_in_use().0 - before;
-        Ok(Pipeline {
-            gpu: gpu.clone(),
-            tokenizer,
-            clip,
-            unet,
-            decoder,
-            vae_config,
-            schedule,
-            prediction,
-            dtype,
-            weights,
-        })
+        Ok(pipeline)
     }
 
     /// The device.
@@ -94,9 +81,19 @@ impl Pipeline {
         &self.gpu
     }
 
+    /// The model.
+    pub fn model(&self) -> &Checkpoint {
+        &self.model
+    }
+
     /// The element type of the UNet's activations.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Is it loaded, or are its parts loaded when they are needed?
+    pub fn is_resident(&self) -> bool {
+        self.resident.is_some()
     }
 
     /// Make pictures. `observe` hears of progress, between steps, and may break to cancel.
@@ -111,20 +108,20 @@ impl Pipeline {
     ) -> Result<Generated> {
         let begin = Instant::now();
         let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
-        request.check()?;
-        let own = self.unet.config.sample_size as u32 * 8;
-        let (width, height) = (request.width.unwrap_or(own), request.height.unwrap_or(own));
-        let request = Request { width: Some(width), height: Some(height), ..request.clone() };
+        let request = self.whole(request)?;
         let job = self.job(&request)?;
-        let forecast = self.forecast(&job)?;
+        let forecast = self.forecast(&request, &job).await?;
         self.gpu.reset_peak();
         let mut profile = request.profile.then(Profile::default);
 
         // text → context
-        let mut warnings = Vec::new();
-        let ids = self.tokens(&request, job.passes, &mut warnings);
-        let context = self.context(&ids, job.passes, profile.as_mut()).await?;
+        let text = self.text(&request, job.passes, profile.as_mut()).await?;
         let mut timings = Timings { text: ms(begin), ..Default::default() };
+
+        // picture → latents, where there is one
+        let since = Instant::now();
+        let given = self.given(&request, &job, forecast.encode_tiling).await?;
+        timings.encode = ms(since);
 
         // seed → x
         let since = Instant::now();
@@ -139,8 +136,9 @@ impl Pipeline {
                 return Err(Error::invalid("latents", format!("{:?}, {numel} numbers", job.shape), given.len()));
             }
         };
-        let mut sampling = Sampling::new(&self.gpu, &self.unet, self.dtype, &job, context).await?;
-        sampling.start(&unit, job.shape, self.schedule.start_scale(job.sigmas[0]));
+        let unet = self.unet().await?;
+        let mut sampling = Sampling::new(&self.gpu, &unet, self.dtype, &job, &text, &given, &unit).await?;
+        sampling.start(&job, &given, &unit, self.schedule.start_scale(job.sigmas[0]));
         timings.prepare = ms(since);
 
         // the loop
@@ -150,15 +148,26 @@ impl Pipeline {
         let masks = sampling.masks(&job).await?;
         timings.sample = ms(since);
         let allocator = self.gpu.allocator_bytes();
-        drop(sampling);
+        drop((sampling, unet));
 
         // latents → pictures
         let since = Instant::now();
-        let images = self.decode(&latents, &job, profile.as_mut(), observe).await?;
+        let config = &self.model.vae()?.config;
+        let decoder = self.decoder().await?;
+        let [b, h, w, _] = job.dims();
+        let tiling = forecast.decode_tiling;
+        let mut images =
+            decode(&self.gpu, &decoder, config, &latents, [b, h, w], tiling, profile.as_mut(), observe).await?;
+        if let Some(init) = &request.init
+            && let Some(mask) = init.feathered()
+        {
+            images = images.iter().map(|made| composite(made, &init.image, &mask)).collect();
+        }
         timings.decode = ms(since);
         timings.total = ms(begin);
-        let memory =
-            Memory { weights: self.weights, planned_peak: forecast, peak: self.gpu.memory_in_use().1, allocator };
+        let weights = if self.is_resident() { self.bytes.weights() } else { 0 };
+        let peak = self.gpu.memory_in_use().1;
+        let memory = Memory { weights, planned_peak: forecast.peak, peak, allocator };
         let (shape, sigmas) = (job.shape, job.sigmas);
         Ok(Generated {
             request,
@@ -167,7 +176,7 @@ impl Pipeline {
             shape,
             masks,
             sigmas,
-            warnings,
+            warnings: self.model.warnings.clone(),
             timings,
             memory,
             profile,
@@ -176,14 +185,30 @@ impl Pipeline {
 }
 
 impl Pipeline {
-    fn job(&self, request: &Request) -> Result<Job> {
+    /// The request with its sizes filled in.
+    pub(crate) fn whole(&self, request: &Request) -> Result<Request> {
+        request.check()?;
+        let own = self.model.size();
+        let init = request.init.as_ref().map(|init| (init.image.width, init.image.height));
+        let (own_width, own_height) = init.unwrap_or((own, own));
+        let (width, height) = (request.width.unwrap_or(own_width), request.height.unwrap_or(own_height));
+        let request = Request { width: Some(width), height: Some(height), ..request.clone() };
+        request.check()?;
+        if let Some(init) = &request.init {
+            init.check(width, height)?;
+        }
+        Ok(request)
+    }
+
+    pub(crate) fn job(&self, request: &Request) -> Result<Job> {
         let size = |pixels: Option<u32>| pixels.unwrap_or(8) as usize / 8;
         let shape = [request.batch as usize, 4, size(request.height), size(request.width)];
         assert!(
             shape[2].min(shape[3]) > RADIUS as usize,
             "request.check allows no latent that cannot be blurred: {shape:?}"
         );
-        let sigmas = sigmas(&self.schedule, scheduler(&request.scheduler)?, request.steps as usize, 1.0)?;
+        let scheduler = scheduler(&request.scheduler)?;
+        let sigmas = sigmas(&self.schedule, scheduler, request.steps as usize, request.denoise)?;
         let exact: Vec<f64> = sigmas.iter().map(|&sigma| f64::from(sigma)).collect();
         let recording = Recording::new(sampler(&request.sampler)?, &exact);
         let scales = Scales {
@@ -193,152 +218,101 @@ impl Pipeline {
             sag_threshold: request.sag_threshold,
         };
         let (calls, timesteps) = steps(&self.schedule, self.prediction, &recording.calls(), &scales);
-        Ok(Job { shape, passes: Passes::of(request.cfg, request.sag_scale), sigmas, recording, calls, timesteps })
+        let passes = Passes::of(request.cfg, request.sag_scale);
+        let sees_masks = self.model.unet.config.in_channels == 9;
+        let masked = request.init.as_ref().is_some_and(|init| init.mask.is_some()) && !sees_masks;
+        Ok(Job { shape, passes, sigmas, recording, calls, timesteps, sees_masks, masked })
     }
 
-    /// Record everything without a byte allocated: does it fit, and what will the peak be?
-    fn forecast(&self, job: &Job) -> Result<u64> {
-        let gpu = &self.gpu;
-        let alignment = gpu.caps().uniform_alignment;
-        let what = || format!("a picture of {}x{} (batch {})", job.shape[3] * 8, job.shape[2] * 8, job.shape[0]);
-        // The first activations at full size: what cannot fit is told before it is recorded.
-        let [b, h, w, _] = job.dims().map(u64::from);
-        let first = b * h * w * u64::from(job.passes.prompts()) * self.unet.config.levels[0].channels as u64;
-        let last = 64 * h * w * self.vae_config.block_out_channels[0] as u64;
-        gpu.check_size(&what(), (first * self.dtype.bytes()).max(last * DType::F32.bytes()))?;
-
-        let mut g = Graph::new(gpu, DType::F32);
-        let x = g.argument("embeddings", self.embedding_dims(job.passes), DType::F32);
-        for kv in self.text(&mut g, x) {
-            g.keep_argument(kv);
-        }
-        let bytes = |n: u64| n.max(16).next_multiple_of(16);
-        let kv = self.context_shapes(job.passes);
-        let context: u64 =
-            kv.iter().map(|dims| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * self.dtype.bytes())).sum();
-        let text = g.planned_bytes(alignment) + bytes(x.bytes()) + context + 256;
-
-        let mut g = Graph::new(gpu, self.dtype);
-        let (x, out) = (g.argument("x", job.dims(), DType::F32), g.argument("denoised", job.dims(), DType::F32));
-        let floats =
-            |g: &mut Graph, n: usize| g.argument("floats", [1, 1, 1, n.next_multiple_of(4) as u32], DType::F32);
-        let timesteps = floats(&mut g, job.timesteps.len());
-        let mask = job.passes.sag.then(|| floats(&mut g, job.mask_floats()));
-        let bound: Vec<_> = kv.iter().map(|&dims| g.argument("context", dims, self.dtype)).collect();
-        denoise(&mut g, &self.unet, job.passes, x, &Surroundings { timesteps, context: &bound, mask }, out);
-        gpu.check_graph(&what(), &g)?;
-        let latent = bytes(job.shape.iter().product::<usize>() as u64 * 4);
-        let latents = job.recording.plan().slots.len() as u64 * latent;
-        let mask = if job.passes.sag { bytes(job.mask_floats() as u64 * 4) } else { 0 };
-        let scalars = bytes(job.timesteps.len() as u64 * 4) + (job.calls.len() + lincombs(&job.recording)) as u64 * 256;
-        let lincomb_dims = arities(&job.recording).len() as u64 * 16;
-        // Latents and masks are read back one after the other while the loop's buffers still live.
-        let readback = latent.max(mask);
-        let sample = g.planned_bytes(alignment) + context + latents + mask + scalars + lincomb_dims + readback;
-
-        let mut g = Graph::new(gpu, DType::F32);
-        let [_, h, w, c] = job.dims();
-        let z = g.argument("latent", [1, h, w, c], DType::F32);
-        let z = pack(&mut g, z, 1);
-        let picture = self.decoder.forward(&mut g, z);
-        g.keep_argument(picture);
-        gpu.check_graph(&what(), &g)?;
-        let pixels = bytes(picture.bytes());
-        let decode = g.planned_bytes(alignment) + 2 * pixels + bytes(latent / job.shape[0] as u64) + 256;
-        let stage = text.max(sample).max(decode);
-        gpu.check_memory(&what(), stage)?;
-        Ok(gpu.memory_in_use().0 + stage)
-    }
-
-    fn tokens(&self, request: &Request, passes: Passes, warnings: &mut Vec<String>) -> Vec<u32> {
-        let mut ids = Vec::new();
-        let prompts = [("negative prompt", &request.negative_prompt), ("prompt", &request.prompt)];
-        for (what, prompt) in &prompts[usize::from(!passes.uncond)..] {
-            let tokens = self.tokenizer.encode(prompt);
-            if tokens.truncated > 0 {
-                let kept = tokens.ids.len() - 2;
-                warnings.push(format!(
-                    "the {what} has {} tokens, the text model reads {kept}: the last {} were left out",
-                    kept + tokens.truncated,
-                    tokens.truncated
-                ));
+    /// Prompts to the context, the text encoders loaded for it if they are not.
+    async fn text(&self, request: &Request, passes: Passes, profile: Option<&mut Profile>) -> Result<Text> {
+        let mut loaded = Vec::new();
+        let texts = self.model.texts()?;
+        let prompts: Vec<&str> = passes.of_prompts(&request.negative_prompt, &request.prompt);
+        let clips = match &self.resident {
+            Some(networks) => &networks.clips,
+            None => {
+                for text in texts {
+                    loaded.push(load_clip(&self.gpu, text, Mode::Load).await?.0);
+                }
+                &loaded
             }
-            ids.extend(tokens.ids);
+        };
+        let encoders: Vec<Encoder<'_>> = texts
+            .iter()
+            .zip(clips)
+            .map(|(text, clip)| Encoder { clip, tokenizer: &text.tokenizer, read: self.read(request, text) })
+            .collect();
+        let conditioning =
+            encode(&self.gpu, &encoders, &self.embeddings, &prompts, request.prompt_style, profile).await?;
+        Ok(Text { added: self.added_rows(request, &conditioning), conditioning })
+    }
+
+    /// Which states of an encoder this model reads.
+    pub(crate) fn read(&self, request: &Request, text: &crate::checkpoint::TextPart) -> Read {
+        let skip = request.clip_skip.map_or(text.skip, |skip| skip as usize);
+        Read { skip, normed: text.normed, last: self.model.unet.config.added.is_some() }
+    }
+
+    /// SDXL's rows of pooled text and sizes; empty for other models.
+    fn added_rows(&self, request: &Request, text: &Conditioning) -> Vec<f32> {
+        let Some(added) = self.model.unet.config.added else { return vec![] };
+        let sizes = request.sizes().map(|n| n as f32);
+        let row = |pooled: &[f32]| crate::model::unet::added_input(pooled, &sizes, added.time_dim);
+        text.pooled.chunks_exact(added.pooled()).flat_map(row).collect()
+    }
+
+    /// The picture to start from, in latents.
+    async fn given(&self, request: &Request, job: &Job, tiling: Option<Tiling>) -> Result<Given> {
+        let [_, _, h, w] = job.shape;
+        if request.init.is_none() && !job.sees_masks {
+            return Ok(Given::default());
         }
-        ids
-    }
-
-    /// Dims of the keys and values of every cross-attention.
-    fn context_shapes(&self, passes: Passes) -> Vec<[u32; 4]> {
-        let tokens = self.clip.config.max_position_embeddings as u32;
-        self.unet.context_widths().map(|width| [passes.prompts(), 1, tokens, width]).collect()
-    }
-
-    fn embedding_dims(&self, passes: Passes) -> [u32; 4] {
-        let config = &self.clip.config;
-        [passes.prompts(), 1, config.max_position_embeddings as u32, config.hidden_size as u32]
-    }
-
-    /// Embeddings to the keys and values of every cross-attention; the text model in f32, these in the UNet's type.
-    fn text(&self, g: &mut Graph, embeddings: Tensor) -> Vec<Tensor> {
-        let hidden = self.clip.forward(g, embeddings);
-        g.dtype = self.dtype;
-        self.unet.context(g, hidden)
-    }
-
-    /// Prompts to the keys and values of every cross-attention, in buffers that outlive the loop.
-    async fn context(
-        &self,
-        ids: &[u32],
-        passes: Passes,
-        profile: Option<&mut Profile>,
-    ) -> Result<Vec<(Buffer, [u32; 4])>> {
-        let gpu = &self.gpu;
-        let embeddings = gpu.upload("embeddings", &self.clip.embed(ids)?).await?;
-        let mut g = Graph::new(gpu, DType::F32);
-        let x = g.bind("embeddings", &embeddings, self.embedding_dims(passes), DType::F32);
-        let mut buffers = Vec::new();
-        for kv in self.text(&mut g, x) {
-            let buffer = gpu.storage("context", kv.bytes()).await?;
-            g.keep(kv, &buffer);
-            buffers.push((buffer, kv.dims));
-        }
-        run_once(gpu, g, &Step::default(), profile).await?;
-        Ok(buffers)
-    }
-
-    async fn decode(
-        &self,
-        latents: &[f32],
-        job: &Job,
-        mut profile: Option<&mut Profile>,
-        observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Vec<Image>> {
-        let gpu = &self.gpu;
-        let [batch, h, w, c] = job.dims();
-        let z = gpu.storage("latent", u64::from(h * w * c) * 4).await?;
-        let mut g = Graph::new(gpu, DType::F32);
-        let bound = g.bind("latent", &z, [1, h, w, c], DType::F32);
-        let packed = pack(&mut g, bound, 1);
-        let picture = self.decoder.forward(&mut g, packed);
-        let pixels = gpu.storage("picture", picture.bytes()).await?;
-        g.keep(picture, &pixels);
-        let program = Program::new(gpu, g).await?;
-        let scalars = gpu.steps(&[Step { c_in: 1.0 / self.vae_config.scaling_factor, ..Default::default() }]).await?;
-        let mut images = Vec::new();
-        for (i, latent) in latents.chunks_exact((h * w * c) as usize).enumerate() {
-            z.write(latent);
-            let mut step = gpu.record(profile.is_some());
-            step.run(&program, &[], &scalars, 0);
-            step.submit(profile.as_deref_mut()).await?;
-            let data: Vec<f32> = pixels.read(picture.len() as usize).await?;
-            images.push(Image::from_nhwc(&data, picture.width(), picture.height(), 4)?);
-            if observe(Progress::Decoded { done: i as u32 + 1, batch }).is_break() {
-                return Err(Error::Cancelled);
+        let config = &self.model.vae()?.config;
+        let (encoder, _) = load_encoder(&self.gpu, &self.model, Mode::Load).await?;
+        let size = [h as u32 * 8, w as u32 * 8];
+        let latents =
+            async |picture: Vec<f32>| encode_picture(&self.gpu, &encoder, config, &picture, size, tiling).await;
+        let mut given = Given::default();
+        let init = request.init.as_ref();
+        let mask = init.and_then(|init| init.mask.as_ref());
+        if let Some(init) = init {
+            given.picture = Some(latents(normalised(&init.image, None)).await?);
+            if job.masked {
+                given.mask = init.feathered().map(|mask| latent_mask(&mask, h, w));
             }
         }
-        Ok(images)
+        if job.sees_masks {
+            // Without a picture to repaint, all of it is hidden: grey, as these models were trained.
+            let hidden = match (init, mask) {
+                (Some(init), Some(mask)) => normalised(&init.image, Some(mask)),
+                _ => vec![0.0; h * w * 64 * 4],
+            };
+            given.shown = Some(shown(mask.map(Vec::as_slice), &latents(hidden).await?, h, w));
+        }
+        Ok(given)
     }
+
+    async fn unet(&self) -> Result<Lent<'_, crate::model::unet::UNet>> {
+        match &self.resident {
+            Some(networks) => Ok(Lent::Resident(&networks.unet)),
+            None => Ok(Lent::Loaded(Box::new(load_unet(&self.gpu, &self.model, self.dtype, Mode::Load).await?.0))),
+        }
+    }
+
+    async fn decoder(&self) -> Result<Lent<'_, crate::model::vae::Decoder>> {
+        match &self.resident {
+            Some(networks) => Ok(Lent::Resident(&networks.decoder)),
+            None => Ok(Lent::Loaded(Box::new(load_decoder(&self.gpu, &self.model, Mode::Load).await?.0))),
+        }
+    }
+}
+
+/// What the prompts became.
+pub(crate) struct Text {
+    pub conditioning: Conditioning,
+    /// [prompts, pooled + sizes] for SDXL, else empty.
+    pub added: Vec<f32>,
 }
 
 /// Plan, run and drop a graph.

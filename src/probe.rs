@@ -1,22 +1,23 @@
 //! One part of the pipeline on given tensors, so that anyone can hold a part against PyTorch. Tensors cross this border in
 //! f32 and PyTorch's layout [B, C, H, W].
 
+use crate::checkpoint::{Checkpoint, TextPart};
+use crate::conditioning::{Encoder as TextEncoder, encode};
 use crate::denoiser::Step;
 use crate::error::{Error, Result};
-use crate::gpu::{DType, Gpu, Graph};
+use crate::gpu::{Buffer, DType, Gpu, Graph, Tensor};
 use crate::layout::{to_nchw, to_nhwc};
-use crate::model::clip::Clip;
-use crate::model::config::VaeConfig;
-use crate::model::unet::UNet;
+use crate::model::clip::{Clip, Read, Row};
+use crate::model::config::{SIZES, VaeConfig};
+use crate::model::unet::{Ask, UNet, added_input};
 use crate::model::vae::{Decoder, Encoder};
 use crate::ops::degrade::{RADIUS, blur_weights, degrade, mask_stride};
 use crate::ops::pack::pack;
-use crate::parts;
+use crate::parts::{Mode, activation_type, load_clip, load_decoder, load_encoder, load_unet};
 use crate::pipeline::run_once;
 use crate::request::Precision;
 use crate::schedule::{scheduler, sigmas};
-use crate::text::Tokens;
-use crate::weights::{Files, Loader};
+use crate::text::{Embeddings, Style, Token, chunks};
 
 /// A tensor on the host, in PyTorch's layout.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,35 +58,73 @@ impl HostTensor {
     }
 }
 
-/// A prompt's ids, as the text model gets them.
+/// A prompt's ids, one row of 77 for each chunk, as the first text encoder gets them; none where an embedding stands.
 ///
 /// # Errors
-/// Of the model's files.
-pub fn tokens(files: &Files, prompt: &str) -> Result<Tokens> {
-    Ok(parts::load_tokenizer(files)?.encode(prompt))
+/// Of the model's files, or of the prompt.
+pub fn tokens(
+    model: &Checkpoint,
+    embeddings: &Embeddings,
+    prompt: &str,
+    style: Style,
+) -> Result<Vec<Vec<Option<u32>>>> {
+    let id = |token: &Token| match token {
+        Token::Id(id) => Some(*id),
+        Token::Embedding { .. } => None,
+    };
+    let chunks = chunks(&model.texts()?[0].tokenizer, embeddings, prompt, style)?;
+    Ok(chunks.iter().map(|chunk| chunk.tokens.iter().map(|(token, _)| id(token)).collect()).collect())
 }
 
-/// A prompt to (`hidden_states` [1, 77, D], `pooled` [1, D]).
+/// How a prompt is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    /// What weights mean.
+    pub style: Style,
+    /// Which layer is read, counted from the last; the model's own if `None`.
+    pub clip_skip: Option<u32>,
+}
+
+/// A prompt to (`hidden_states` [1, 77·k, D] as the UNet receives it, `pooled` [1, D']).
 ///
 /// # Errors
-/// Of the model's files, or of the device.
-pub async fn clip(gpu: &Gpu, files: &Files, prompt: &str) -> Result<(HostTensor, HostTensor)> {
-    let ids = tokens(files, prompt)?.ids;
-    let clip = parts::load_clip(gpu, files).await?;
-    clip_ids(gpu, &clip, &ids).await
+/// Of the model's files, of the prompt, or of the device.
+pub async fn clip(
+    gpu: &Gpu,
+    model: &Checkpoint,
+    embeddings: &Embeddings,
+    prompt: &str,
+    reading: Reading,
+) -> Result<(HostTensor, HostTensor)> {
+    let mut clips = Vec::new();
+    for text in model.texts()? {
+        clips.push(load_clip(gpu, text, Mode::Load).await?.0);
+    }
+    let projected = model.unet.config.added.is_some();
+    let read = |text: &TextPart| Read {
+        skip: reading.clip_skip.map_or(text.skip, |skip| skip as usize),
+        normed: text.normed,
+        last: projected,
+    };
+    let pairs = model.texts()?.iter().zip(&clips);
+    let encoders: Vec<TextEncoder<'_>> =
+        pairs.map(|(text, clip)| TextEncoder { clip, tokenizer: &text.tokenizer, read: read(text) }).collect();
+    let made = encode(gpu, &encoders, embeddings, &[prompt], reading.style, None).await?;
+    let pooled = HostTensor::new([1, made.pooled.len()], made.pooled);
+    Ok((HostTensor::new([1, made.tokens, made.width], made.hidden), pooled))
 }
 
-/// Ids (P · 77) to (`hidden_states` [P, 77, D], `pooled` [P, D]).
+/// Ids (P · 77) to (`hidden_states` [P, 77, D] after the last norm, `pooled` [P, D]).
 ///
 /// # Errors
 /// [`Error::Invalid`] for an id that is not in the vocabulary; of the device.
 pub async fn clip_ids(gpu: &Gpu, clip: &Clip, ids: &[u32]) -> Result<(HostTensor, HostTensor)> {
     let (d, length) = (clip.config.hidden_size, clip.config.max_position_embeddings);
     let prompts = ids.len() / length;
-    let embeddings = gpu.upload("embeddings", &clip.embed(ids)?).await?;
+    let embeddings = gpu.upload("embeddings", &clip.embed(ids.iter().map(|&id| Row::Id(id)))?).await?;
     let mut g = Graph::new(gpu, DType::F32);
     let x = g.bind("embeddings", &embeddings, [prompts as u32, 1, length as u32, d as u32], DType::F32);
-    let hidden = clip.forward(&mut g, x);
+    let (hidden, _) = clip.forward(&mut g, x, Read::LAST);
     let out = gpu.storage("hidden states", hidden.bytes()).await?;
     g.keep(hidden, &out);
     run_once(gpu, g, &Step::default(), None).await?;
@@ -105,6 +144,8 @@ pub struct UNetInput {
     pub timestep: HostTensor,
     /// [B, S, D]
     pub encoder_hidden_states: HostTensor,
+    /// SDXL: `text_embeds` [B, pooled] and `time_ids` [B, 6].
+    pub added: Option<(HostTensor, HostTensor)>,
 }
 
 /// The UNet of a model: `sample` [B, 4, h, w], and with `sag_map` also `mass` [B, T_mid].
@@ -113,14 +154,35 @@ pub struct UNetInput {
 /// [`Error::Invalid`] for a tensor of the wrong shape; of the files; of the device.
 pub async fn unet(
     gpu: &Gpu,
-    files: &Files,
+    model: &Checkpoint,
     precision: Precision,
     input: &UNetInput,
     sag_map: bool,
 ) -> Result<(HostTensor, Option<HostTensor>)> {
-    let dtype = parts::activation_type(gpu, precision)?;
-    let unet = parts::load_unet(gpu, files, dtype).await?;
+    let dtype = activation_type(gpu, precision)?;
+    let (unet, _) = load_unet(gpu, model, dtype, Mode::Load).await?;
     run_unet(gpu, &unet, dtype, input, sag_map).await
+}
+
+/// SDXL's rows for [`UNet::added`], [B, pooled + sinusoids].
+fn added_rows(unet: &UNet, input: &UNetInput, batch: usize) -> Result<Vec<f32>> {
+    let Some(config) = unet.config.added else {
+        return match input.added {
+            None => Ok(vec![]),
+            Some(_) => Err(Error::invalid("text_embeds", "none for this model", "some")),
+        };
+    };
+    let Some((text, ids)) = &input.added else {
+        return Err(Error::invalid("text_embeds and time_ids", "both, for this model", "neither"));
+    };
+    let (pooled, time_dim) = (config.pooled(), config.time_dim);
+    for (what, tensor, width) in [("text_embeds", text, pooled), ("time_ids", ids, SIZES)] {
+        if tensor.shape[..] != [batch, width] {
+            return Err(Error::invalid(what, format!("[{batch}, {width}]"), format!("{:?}", tensor.shape)));
+        }
+    }
+    let rows = text.data.chunks_exact(pooled).zip(ids.data.chunks_exact(SIZES));
+    Ok(rows.flat_map(|(text, sizes)| added_input(text, sizes, time_dim)).collect())
 }
 
 /// [`unet`] on a loaded UNet with activations of `dtype`.
@@ -149,17 +211,30 @@ pub async fn run_unet(
             return Err(Error::invalid("encoder_hidden_states", format!("[{b}, S, {}]", config.cross_dim), found));
         }
     };
+    let dims = |n: [usize; 4]| n.map(|n| n as u32);
+    let added = added_rows(unet, input, b)?;
+    let added = match added.is_empty() {
+        true => None,
+        false => {
+            let rows = gpu.upload("added rows", &added).await?;
+            let mut g = Graph::new(gpu, DType::F32);
+            let x = g.bind("added rows", &rows, dims([1, 1, b, added.len() / b]), DType::F32);
+            run_kept(gpu, g, |g| unet.added(g, x)).await?
+        }
+    };
     let x = gpu.upload("sample", &input.sample.to_padded_nhwc(shape)).await?;
     let t = gpu.upload("timestep", &input.timestep.data).await?;
     let e = gpu.upload("context", &input.encoder_hidden_states.data).await?;
-    let dims = |n: [usize; 4]| n.map(|n| n as u32);
     let mut g = Graph::new(gpu, dtype);
     let x = g.bind("sample", &x, dims([b, h, w, c.next_multiple_of(4)]), DType::F32);
-    let x = pack(&mut g, x, 1);
+    let x = pack(&mut g, x, None, 1);
     let t = g.bind("timestep", &t, [1, 1, 1, (t.bytes() / 4) as u32], DType::F32);
     let e = g.bind("context", &e, dims([b, 1, s, config.cross_dim]), DType::F32);
+    let added = added.map(|(buffer, dims)| g.bind("added", &buffer, dims, DType::F32));
     let context = unet.context(&mut g, e);
-    let out = unet.forward(&mut g, x, t, rows as u32, &context, sag_map.then_some(b as u32));
+    let mass_of = sag_map.then_some(b as u32);
+    let ask = Ask { timesteps: t, rows: rows as u32, context: &context, added, mass_of };
+    let out = unet.forward(&mut g, x, &ask);
     let sample = gpu.storage("sample", out.sample.bytes()).await?;
     g.keep(out.sample, &sample);
     let mass = match out.mass {
@@ -183,6 +258,19 @@ pub async fn run_unet(
     Ok((sample, mass))
 }
 
+/// Run what `record` records; its result stays on the device, with its dims.
+async fn run_kept(
+    gpu: &Gpu,
+    mut g: Graph,
+    record: impl FnOnce(&mut Graph) -> Option<Tensor>,
+) -> Result<Option<(Buffer, [u32; 4])>> {
+    let Some(out) = record(&mut g) else { return Ok(None) };
+    let buffer = gpu.storage("result", out.bytes()).await?;
+    g.keep(out, &buffer);
+    run_once(gpu, g, &Step::default(), None).await?;
+    Ok(Some((buffer, out.dims)))
+}
+
 /// [B, H, W, C padded] → [B, C, H, W].
 fn unpad(data: &[f32], [b, c, h, w]: [usize; 4]) -> HostTensor {
     let cut: Vec<f32> = data.chunks_exact(c.next_multiple_of(4)).flat_map(|pixel| pixel[..c].to_vec()).collect();
@@ -193,11 +281,9 @@ fn unpad(data: &[f32], [b, c, h, w]: [usize; 4]) -> HostTensor {
 ///
 /// # Errors
 /// As [`unet`].
-pub async fn vae_decode(gpu: &Gpu, files: &Files, sample: &HostTensor) -> Result<HostTensor> {
-    let config = parts::vae_config(files)?;
-    let weights = parts::open_part(files, "vae")?;
-    let decoder = Decoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config).await?;
-    run_decoder(gpu, &decoder, &config, sample).await
+pub async fn vae_decode(gpu: &Gpu, model: &Checkpoint, sample: &HostTensor) -> Result<HostTensor> {
+    let (decoder, _) = load_decoder(gpu, model, Mode::Load).await?;
+    run_decoder(gpu, &decoder, &model.vae()?.config, sample).await
 }
 
 /// [`vae_decode`] on a loaded decoder.
@@ -215,11 +301,9 @@ pub async fn run_decoder(gpu: &Gpu, decoder: &Decoder, config: &VaeConfig, sampl
 ///
 /// # Errors
 /// As [`unet`].
-pub async fn vae_encode(gpu: &Gpu, files: &Files, sample: &HostTensor) -> Result<(HostTensor, HostTensor)> {
-    let config = parts::vae_config(files)?;
-    let weights = parts::open_part(files, "vae")?;
-    let encoder = Encoder::load(&mut Loader::new(gpu, &weights, DType::F32), &config).await?;
-    run_encoder(gpu, &encoder, &config, sample).await
+pub async fn vae_encode(gpu: &Gpu, model: &Checkpoint, sample: &HostTensor) -> Result<(HostTensor, HostTensor)> {
+    let (encoder, _) = load_encoder(gpu, model, Mode::Load).await?;
+    run_encoder(gpu, &encoder, &model.vae()?.config, sample).await
 }
 
 /// [`vae_encode`] on a loaded encoder. Log variances are clamped to -30 .. 20, as diffusers' distribution does.
@@ -280,8 +364,8 @@ pub struct ScheduleOut {
 ///
 /// # Errors
 /// [`Error::Invalid`] for an unknown scheduler or numbers out of range.
-pub fn schedule(files: &Files, name: &str, steps: usize, denoise: f32) -> Result<ScheduleOut> {
-    let (schedule, _) = parts::load_schedule(files)?;
+pub fn schedule(model: &Checkpoint, name: &str, steps: usize, denoise: f32) -> Result<ScheduleOut> {
+    let (schedule, _) = model.schedule();
     let sigmas = sigmas(&schedule, scheduler(name)?, steps, denoise)?;
     let timesteps = sigmas.iter().filter(|&&sigma| sigma > 0.0).map(|&sigma| schedule.timestep(sigma)).collect();
     Ok(ScheduleOut { sigmas, timesteps })

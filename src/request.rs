@@ -3,8 +3,11 @@
 use crate::error::{Error, Result};
 use crate::gpu::run::Profile;
 use crate::image::Image;
+use crate::inpaint::Init;
+use crate::model::config::SIZES;
 use crate::sampler::sampler;
 use crate::schedule::scheduler;
+use crate::text::Style;
 
 /// In which numbers the UNet computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -49,6 +52,23 @@ pub struct Request {
     pub sag_blur_sigma: f32,
     /// Attention mass above which a place is blurred; the mean is 1.
     pub sag_threshold: f32,
+    /// How far back a picture to start from is noised: 1 wholly, 0.5 half of the way; every one of `steps` is made.
+    pub denoise: f32,
+    /// Which layer of the text encoders is read, counted from the last: 1 the last; the model's own if `None`.
+    pub clip_skip: Option<u32>,
+    /// Whose prompts these are: what weights mean.
+    pub prompt_style: Style,
+    /// SDXL: the size, [width, height], that the training picture had before it was scaled; the picture's if `None`.
+    pub original_size: Option<[u32; 2]>,
+    /// SDXL: what was cut from it, [left, top].
+    pub crop: [u32; 2],
+    /// SDXL: the size, [width, height], that it was brought to; the picture's if `None`.
+    pub target_size: Option<[u32; 2]>,
+    /// Side of the VAE's tiles in pixels; if `None`, the picture is cut only where it does not fit whole.
+    pub vae_tile: Option<u32>,
+    /// A picture to start from.
+    #[serde(skip)]
+    pub init: Option<Init>,
     /// Unit normals [B, 4, h, w] in place of the seed's.
     #[serde(skip)]
     pub latents: Option<Vec<f32>>,
@@ -73,6 +93,14 @@ impl Default for Request {
             sag_scale: 0.75,
             sag_blur_sigma: 3.0,
             sag_threshold: 1.0,
+            denoise: 1.0,
+            clip_skip: None,
+            prompt_style: Style::Comfy,
+            original_size: None,
+            crop: [0, 0],
+            target_size: None,
+            vae_tile: None,
+            init: None,
             latents: None,
             profile: false,
         }
@@ -104,9 +132,35 @@ impl Request {
                 return Err(Error::invalid(what, "a multiple of 8 from 40 to 16384", size));
             }
         }
+        if !(self.denoise > 0.0 && self.denoise <= 1.0) {
+            return Err(Error::invalid("denoise", "a number above 0, at most 1", self.denoise));
+        }
+        if self.denoise < 1.0 && self.init.is_none() {
+            return Err(Error::invalid("denoise", "1 without a picture to start from (--init)", self.denoise));
+        }
+        if let Some(skip) = self.clip_skip.filter(|skip| !(1..=12).contains(skip)) {
+            return Err(Error::invalid("clip-skip", "a whole number from 1 (the last layer) to 12", skip));
+        }
+        if let Some(tile) = self.vae_tile.filter(|tile| !tile.is_multiple_of(8) || !(64..=16_384).contains(tile)) {
+            return Err(Error::invalid("vae-tile", "a multiple of 8 from 64 to 16384", tile));
+        }
+        for (what, size) in
+            [("original-size", self.original_size), ("target-size", self.target_size), ("crop", Some(self.crop))]
+        {
+            if let Some([w, h]) = size.filter(|size| size.iter().any(|&n| n > 65_536)) {
+                return Err(Error::invalid(what, "numbers up to 65536", format!("{w}x{h}")));
+            }
+        }
         sampler(&self.sampler)?;
         scheduler(&self.scheduler)?;
         Ok(())
+    }
+
+    /// SDXL's six sizes: original height and width, cut from the top and from the left, target height and width.
+    pub fn sizes(&self) -> [u32; SIZES] {
+        let own = [self.width.unwrap_or(0), self.height.unwrap_or(0)];
+        let ([w, h], [target_w, target_h]) = (self.original_size.unwrap_or(own), self.target_size.unwrap_or(own));
+        [h, w, self.crop[1], self.crop[0], target_h, target_w]
     }
 }
 
@@ -139,6 +193,8 @@ pub enum Progress {
 pub struct Timings {
     /// Tokens, text model, keys and values of the cross-attentions.
     pub text: f64,
+    /// A picture to start from, to latents.
+    pub encode: f64,
     /// Planning, compiling and allocating for the loop.
     pub prepare: f64,
     /// All steps.
@@ -152,7 +208,7 @@ pub struct Timings {
 /// Bytes of device memory.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Memory {
-    /// The model's parameters.
+    /// The model's parameters, as far as they stay on the device.
     pub weights: u64,
     /// The peak that the planner foresaw before it allocated.
     pub planned_peak: u64,

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use crate::conditioning::Conditioning;
 use crate::denoiser::Step;
 use crate::error::{Error, Result};
 use crate::gpu::run::{Profile, Steps};
@@ -10,8 +11,10 @@ use crate::guidance::{Passes, Surroundings, denoise};
 use crate::layout::to_nhwc;
 use crate::model::unet::UNet;
 use crate::noise::Generator;
+use crate::ops::blend::Kept;
 use crate::ops::degrade::mask_stride;
 use crate::ops::lincomb::{MAX_TERMS, lincomb};
+use crate::pipeline::{Text, run_once};
 use crate::request::Progress;
 use crate::sampler::{Command, Latent, Recording};
 
@@ -23,6 +26,21 @@ pub(crate) struct Job {
     pub recording: Recording,
     pub calls: Vec<Step>,
     pub timesteps: Vec<f32>,
+    /// The model sees mask and masked picture itself: nine channels.
+    pub sees_masks: bool,
+    /// What is outside a mask is put back at every step.
+    pub masked: bool,
+}
+
+/// The picture to start from.
+#[derive(Default)]
+pub(crate) struct Given {
+    /// Its latents [h, w, 4] in the UNet's scale.
+    pub picture: Option<Vec<f32>>,
+    /// [h, w], 1 where it is repainted.
+    pub mask: Option<Vec<f32>>,
+    /// What an inpainting model sees beside x, [h, w, 8].
+    pub shown: Option<Vec<f32>>,
 }
 
 impl Job {
@@ -63,17 +81,52 @@ pub(crate) struct Sampling {
     scalars: Steps,
     coefficients: Steps,
     mask: Option<Buffer>,
-    _timesteps: Buffer,
+}
+
+/// Text to the keys and values of every cross-attention, and SDXL's addition to the time embedding; in buffers that outlive the
+/// loop.
+async fn context(
+    gpu: &Gpu,
+    unet: &UNet,
+    dtype: DType,
+    text: &Text,
+) -> Result<(Vec<(Buffer, [u32; 4])>, Option<Buffer>)> {
+    let Conditioning { prompts, tokens, width, ref hidden, .. } = text.conditioning;
+    let states = gpu.upload("hidden states", hidden).await?;
+    let mut g = Graph::new(gpu, dtype);
+    let x = g.bind("hidden states", &states, [prompts as u32, 1, tokens as u32, width as u32], DType::F32);
+    let mut buffers = Vec::new();
+    for kv in unet.context(&mut g, x) {
+        let buffer = gpu.storage("context", kv.bytes()).await?;
+        g.keep(kv, &buffer);
+        buffers.push((buffer, kv.dims));
+    }
+    run_once(gpu, g, &Step::default(), None).await?;
+    if text.added.is_empty() {
+        return Ok((buffers, None));
+    }
+    let rows = gpu.upload("added rows", &text.added).await?;
+    let mut g = Graph::new(gpu, DType::F32);
+    let x = g.bind("added rows", &rows, [1, 1, prompts as u32, (text.added.len() / prompts) as u32], DType::F32);
+    let Some(added) = unet.added(&mut g, x) else { return Ok((buffers, None)) };
+    let buffer = gpu.storage("added", added.bytes()).await?;
+    g.keep(added, &buffer);
+    run_once(gpu, g, &Step::default(), None).await?;
+    Ok((buffers, Some(buffer)))
 }
 
 impl Sampling {
+    /// `unit`: the start noise [B, 4, h, w].
     pub async fn new(
         gpu: &Gpu,
         unet: &UNet,
         dtype: DType,
         job: &Job,
-        context: Vec<(Buffer, [u32; 4])>,
+        text: &Text,
+        given: &Given,
+        unit: &[f32],
     ) -> Result<Sampling> {
+        let (context, added) = context(gpu, unet, dtype, text).await?;
         let dims = job.dims();
         let bytes = job.shape.iter().product::<usize>() as u64 * 4;
         let plan = job.recording.plan();
@@ -93,6 +146,17 @@ impl Sampling {
             timesteps: g.bind("timesteps", &timesteps, [1, 1, 1, (timesteps.bytes() / 4) as u32], DType::F32),
             mask: mask.as_ref().map(|mask| g.bind("masks", mask, [1, 1, 1, (mask.bytes() / 4) as u32], DType::F32)),
             context: &context.iter().map(|(buffer, dims)| g.bind("context", buffer, *dims, dtype)).collect::<Vec<_>>(),
+            added: added.as_ref().zip(unet.added_width()).map(|(buffer, width)| {
+                g.bind("added", buffer, [1, 1, text.conditioning.prompts as u32, width], DType::F32)
+            }),
+            extra: match &given.shown {
+                None => None,
+                Some(shown) => {
+                    let buffer = gpu.upload("mask and masked picture", shown).await?;
+                    Some(g.bind("mask and masked picture", &buffer, [1, dims[1], dims[2], 8], DType::F32))
+                }
+            },
+            kept: kept(gpu, &mut g, job, given, unit).await?,
         };
         denoise(&mut g, unet, job.passes, x, &bound, denoised);
         let denoise = Program::new(gpu, g).await?;
@@ -116,7 +180,6 @@ impl Sampling {
             scalars: gpu.steps(&job.calls).await?,
             coefficients: gpu.steps(&coefficients).await?,
             mask,
-            _timesteps: timesteps,
         })
     }
 
@@ -124,9 +187,13 @@ impl Sampling {
         self.latents[self.slot_of[latent.0]].clone()
     }
 
-    /// x = unit noise · scale.
-    pub fn start(&self, unit: &[f32], shape: [usize; 4], scale: f32) {
-        self.buffer(Recording::START).write(&to_nhwc(unit, shape).iter().map(|n| n * scale).collect::<Vec<f32>>());
+    /// x = unit noise · scale, and the picture to start from.
+    pub fn start(&self, job: &Job, given: &Given, unit: &[f32], scale: f32) {
+        let mut x: Vec<f32> = to_nhwc(unit, job.shape).iter().map(|n| n * scale).collect();
+        if let Some(picture) = &given.picture {
+            x.iter_mut().zip(picture.iter().cycle()).for_each(|(x, p)| *x += p);
+        }
+        self.buffer(Recording::START).write(&x);
     }
 
     /// Replay the recording: one submit a step, at most two steps in flight.
@@ -236,6 +303,21 @@ impl Sampling {
         let images = |call: &[f32]| call.chunks_exact(stride).flat_map(|image| image[..area].to_vec()).collect();
         Ok(all.chunks_exact(b as usize * stride).map(images).collect())
     }
+}
+
+/// What stays of a picture outside a mask, bound.
+async fn kept(gpu: &Gpu, g: &mut Graph, job: &Job, given: &Given, unit: &[f32]) -> Result<Option<Kept>> {
+    let (Some(mask), Some(picture)) = (&given.mask, &given.picture) else { return Ok(None) };
+    let [_, h, w, c] = job.dims();
+    let mut floats = mask.clone();
+    floats.resize(mask.len().next_multiple_of(4), 0.0);
+    let noise = gpu.upload("start noise", &to_nhwc(unit, job.shape)).await?;
+    let (mask, picture) = (gpu.upload("mask", &floats).await?, gpu.upload("picture", picture).await?);
+    Ok(Some(Kept {
+        mask: g.bind("mask", &mask, [1, 1, 1, floats.len() as u32], DType::F32),
+        picture: g.bind("picture", &picture, [1, h, w, c], DType::F32),
+        noise: g.bind("start noise", &noise, job.dims(), DType::F32),
+    }))
 }
 
 fn coefficients(command: &Command) -> Option<[f32; MAX_TERMS]> {

@@ -38,11 +38,28 @@ impl Schedule {
             product *= 1.0 - beta(i);
             ((1.0 - product) / product).sqrt()
         };
-        let exact: Vec<f64> = (0..num).map(level).collect();
+        Self::of(&(0..num).map(level).collect::<Vec<f64>>())
+    }
+
+    fn of(exact: &[f64]) -> Schedule {
         Schedule {
             sigmas: exact.iter().map(|&s| s as f32).collect(),
             log_sigmas: exact.iter().map(|s| s.ln() as f32).collect(),
         }
+    }
+
+    /// The same levels stretched so that the last has (almost) no signal (Lin et al. 2023, "Common Diffusion Noise Schedules
+    /// and Sample Steps are Flawed"); the last ᾱ as ComfyUI chooses it, since a sigma cannot be infinite.
+    pub fn zero_snr(&self) -> Schedule {
+        const LAST: f64 = 4.897_345_189_085_343_5e-8;
+        let roots: Vec<f64> = self.sigmas.iter().map(|&s| 1.0 / f64::from(s).hypot(1.0)).collect();
+        let (first, last) = (roots[0], roots[roots.len() - 1]);
+        let stretched = |root: &f64| {
+            let signal = ((root - last) * first / (first - last)).powi(2);
+            let signal = if signal == 0.0 { LAST } else { signal };
+            ((1.0 - signal) / signal).sqrt()
+        };
+        Self::of(&roots.iter().map(stretched).collect::<Vec<f64>>())
     }
 
     /// The smallest level.

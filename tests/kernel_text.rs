@@ -13,6 +13,7 @@ use scumble::gpu::kernel::{Dialect, Kernel, Value};
 use scumble::gpu::noop::NoopProfile;
 use scumble::gpu::{DType, Gpu, Graph, Tensor};
 use scumble::ops::attention::{Attention, attention, attention_with_mass};
+use scumble::ops::blend::{Kept, blend};
 use scumble::ops::conv2d::{Taps, conv2d};
 use scumble::ops::degrade::degrade;
 use scumble::ops::group_norm::group_norm;
@@ -21,7 +22,8 @@ use scumble::ops::layer_norm::layer_norm;
 use scumble::ops::lincomb::{MAX_TERMS, lincomb};
 use scumble::ops::matmul::{TYPES, matmul};
 use scumble::ops::pack::pack;
-use scumble::ops::time_embedding::time_embedding;
+use scumble::ops::repack::{FileType, LowRank, Repack, repack};
+use scumble::ops::time_embedding::{Rows, time_embedding};
 use scumble::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm, Param, tables};
 
 /// Variants forced on a device, (op, variant).
@@ -40,8 +42,21 @@ fn forced() -> Vec<Forced> {
 }
 
 /// The fields of the host's `Step`, word by word, as the kernels spell them.
-const STEP: [&str; 12] =
-    ["call", "c_in", "c_skip", "c_out", "cfg", "sag_scale", "threshold", "blur0", "blur1", "blur2", "blur3", "blur4"];
+const STEP: [&str; 13] = [
+    "call",
+    "c_in",
+    "c_skip",
+    "c_out",
+    "sigma",
+    "cfg",
+    "sag_scale",
+    "threshold",
+    "blur0",
+    "blur1",
+    "blur2",
+    "blur3",
+    "blur4",
+];
 
 /// Channels of a head in the models that we know, and the awkward ones that the kernel tests use.
 const HEAD_DIMS: [u32; 10] = [4, 8, 12, 32, 40, 64, 80, 96, 160, 512];
@@ -160,10 +175,29 @@ impl Recorder<'_> {
         for terms in 1..=MAX_TERMS {
             lincomb(&mut self.g, out, &[x, degraded, renoised, x][..terms]);
         }
-        pack(&mut self.g, x, 2);
+        pack(&mut self.g, x, None, 2);
+        let more = f32s(&mut self.g, [1, 5, 5, 8]);
+        pack(&mut self.g, x, Some(more), 2);
+        let kept = Kept { mask, picture: x, noise: x };
+        blend(&mut self.g, x, &kept, true, out);
+        blend(&mut self.g, x, &kept, false, out);
         let (times, table) = (f32s(&mut self.g, [1, 1, 1, 4]), self.param([1, 1, 1, 8], DType::F32));
-        time_embedding(&mut self.g, times, &table, 2, true);
-        time_embedding(&mut self.g, times, &table, 2, false);
+        let rows = Rows { given: 2, out: 2 };
+        time_embedding(&mut self.g, times, &table, rows, true);
+        time_embedding(&mut self.g, times, &table, rows, false);
+    }
+
+    /// What the loader runs: every type of a file to the type of these weights, with a LoRA and without.
+    fn loading(&mut self) {
+        let raw = self.g.activation_f32("raw", [1, 1, 1, 64]);
+        let found = self.g.activation_f32("found", [1, 1, 1, 4]);
+        let out = self.param([1, 1, 4, 8], self.weights).bind(&mut self.g);
+        for file in [FileType::F32, FileType::F16, FileType::Bf16] {
+            for lora in [None, Some(LowRank { up: raw, down: raw, rank: 2 })] {
+                let r = Repack { file, base: 0, n: 8, c: 4, taps: 1, first: 0, geglu: true, slot: 0 };
+                repack(&mut self.g, raw, out, found, &r, lora);
+            }
+        }
     }
 }
 
@@ -184,6 +218,7 @@ fn recordings() -> Vec<Graph> {
                 recorder.attentions();
                 recorder.norms();
                 recorder.sampling();
+                recorder.loading();
                 graphs.push(recorder.g);
             }
         }

@@ -4,17 +4,22 @@
 mod networks;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use networks::{Golden, model_folder, relative};
 use pollster::block_on;
 use scumble::Precision;
+use scumble::files::Files;
 use scumble::gpu::{DType, Gpu, GpuOptions};
+use scumble::loader::Loader;
 use scumble::model::clip::Clip;
 use scumble::model::config::{ClipConfig, UNetConfig, VaeConfig};
+use scumble::model::names::transformers_clip;
 use scumble::model::unet::UNet;
 use scumble::model::vae::{Decoder, Encoder};
-use scumble::probe::{self, UNetInput};
-use scumble::weights::{Files, Loader};
+use scumble::probe::{self, Reading, UNetInput};
+use scumble::text::Embeddings;
+use scumble::{Checkpoint, weights::Weights};
 
 /// f32 sums in another order than PyTorch's.
 const F32: f64 = 2e-5;
@@ -26,9 +31,10 @@ fn gpu() -> Gpu {
     block_on(Gpu::open(&options)).expect("a GPU or a software device")
 }
 
-fn file(folder: &Path, part: &str) -> (scumble::weights::Weights, std::path::PathBuf, String) {
+fn file(folder: &Path, part: &str) -> (Weights, std::path::PathBuf, String) {
     let files = Files::open(folder).expect("a folder");
-    let weights = files.weights(&[&format!("{part}/weights.safetensors")]).expect("weights");
+    let name = format!("{part}/weights.safetensors");
+    let weights = Weights::new(files.path(&name), files.read(&name).expect("weights")).expect("weights");
     let path = files.path(&format!("{part}/config.json"));
     let text = files.text(&format!("{part}/config.json")).expect("a config");
     (weights, path, text)
@@ -48,6 +54,7 @@ fn unet(case: &str) {
         sample: golden.take("sample"),
         timestep: golden.take("timestep"),
         encoder_hidden_states: golden.take("encoder_hidden_states"),
+        added: None,
     };
     let types: &[(DType, f64)] =
         if gpu.caps().f16 { &[(DType::F32, F32), (DType::F16, F16)] } else { &[(DType::F32, F32)] };
@@ -119,7 +126,9 @@ fn vae_of_four_levels_without_quant_convolutions() {
 fn clip(case: &str) {
     let load = |gpu: &Gpu, folder: &Path| {
         let (weights, path, text) = file(folder, "text_encoder");
-        block_on(Clip::load(gpu, weights, ClipConfig::parse(&path, &text)?))
+        let weights = Arc::new(transformers_clip(&weights));
+        let mut l = Loader::new(gpu, &weights, DType::F32);
+        block_on(Clip::load(&mut l, &weights, ClipConfig::parse(&path, &text)?))
     };
     let folder = model_folder("text_encoder", case);
     let golden = Golden::open(&format!("networks/{case}"));
@@ -142,15 +151,16 @@ fn clip_with_gelu() {
     clip("clip_gelu");
 }
 
-fn embedded() -> Files {
-    Files::Embedded(scumble_model::FILES)
+fn embedded() -> Checkpoint {
+    Checkpoint::open(&Files::Embedded(scumble_model::FILES).into()).expect("the embedded model")
 }
 
 #[test]
 fn the_embedded_text_encoder() {
     let golden = Golden::open("networks/embedded_clip");
     let prompt = "a fox in a pine forest at night";
-    let (hidden, pooled) = block_on(probe::clip(&gpu(), &embedded(), prompt)).expect("run");
+    let (hidden, pooled) =
+        block_on(probe::clip(&gpu(), &embedded(), &Embeddings::none(), prompt, Reading::default())).expect("run");
     assert!(relative(&hidden.data, &golden.take("hidden_states").data) < F32);
     let width = pooled.data.len();
     assert!(relative(&pooled.data, &golden.take("pooled").data[width..2 * width]) < F32);
@@ -163,6 +173,7 @@ fn the_embedded_unet() {
         sample: golden.take("sample"),
         timestep: golden.take("timestep"),
         encoder_hidden_states: golden.take("encoder_hidden_states"),
+        added: None,
     };
     let (sample, mass) = block_on(probe::unet(&gpu(), &embedded(), Precision::F32, &input, true)).expect("run");
     let mass = mass.expect("asked for");

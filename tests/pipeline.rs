@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 
 use networks::{Golden, data, relative};
 use pollster::block_on;
+use scumble::files::Files;
 use scumble::gpu::{Gpu, GpuOptions};
-use scumble::weights::Files;
-use scumble::{Generated, Pipeline, Precision, Request};
+use scumble::{Checkpoint, Generated, LoadOptions, Pipeline, Precision, Request};
 
 const PROMPT: &str = "a fox in a pine forest at night";
 
@@ -18,9 +18,13 @@ fn pipeline() -> &'static Pipeline {
     ONCE.get_or_init(|| {
         let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants: vec![] };
         let gpu = block_on(Gpu::open(&options)).expect("a GPU or a software device");
-        block_on(Pipeline::load(&gpu, &Files::Embedded(scumble_model::FILES), Precision::F32))
-            .expect("the embedded model")
+        load(&gpu, Files::Embedded(scumble_model::FILES))
     })
+}
+
+fn load(gpu: &Gpu, files: Files) -> Pipeline {
+    let model = Checkpoint::open(&files.into()).expect("a model");
+    block_on(Pipeline::load(gpu, model, LoadOptions { precision: Precision::F32, lowmem: false })).expect("loaded")
 }
 
 fn run(request: &Request) -> Generated {
@@ -126,15 +130,17 @@ fn cfg_1_works_with_and_without_sag() {
 }
 
 #[test]
-fn an_empty_prompt_works_and_a_long_one_warns() {
+fn an_empty_prompt_works_and_so_does_a_long_one() {
     let tiny = Request { width: Some(40), height: Some(40), steps: 1, ..request() };
     assert!(run(&Request { prompt: String::new(), ..tiny.clone() }).warnings.is_empty());
-    let long = run(&Request { prompt: "fox ".repeat(10_000), ..tiny });
-    assert!(
-        long.warnings.len() == 1 && long.warnings[0].contains("the last 9925 were left out"),
-        "{:?}",
-        long.warnings
-    );
+    // 2 chunks beside a negative prompt of 3: both become 6.
+    let (two, three) = ("fox ".repeat(100), "blurry ".repeat(160));
+    let long = run(&Request { prompt: two.clone(), negative_prompt: three, ..tiny.clone() });
+    assert!(long.warnings.is_empty());
+    // What is behind the 75th token counts.
+    let shorter = run(&Request { prompt: "fox ".repeat(75), ..tiny.clone() });
+    let other = run(&Request { prompt: two, ..tiny });
+    assert!(relative(&other.latents, &shorter.latents) > 1e-6);
 }
 
 #[test]
@@ -172,7 +178,7 @@ fn v_prediction_has_comfyuis_semantics() {
         std::fs::write(path, bytes).expect("written");
     }
     let files = Files::open(folder.path()).expect("a model folder");
-    let v = block_on(Pipeline::load(pipeline().gpu(), &files, Precision::F32)).expect("loaded");
+    let v = load(pipeline().gpu(), files);
     let request = Request { steps: 6, cfg: 3.0, sag_scale: 0.5, sag_blur_sigma: 2.0, ..request() };
     let made = block_on(v.generate(&request, &mut |_| std::ops::ControlFlow::Continue(()))).expect("a picture");
     let error = relative(&made.latents, &Golden::open("loop_v").take("latents").data);

@@ -2,16 +2,21 @@
 //! browser guarantees, lavapipe, Apple, an H200. No GPU.
 
 use pollster::block_on;
+use scumble::files::Files;
 use scumble::gpu::noop::NoopProfile;
 use scumble::gpu::{Gpu, GpuOptions};
-use scumble::weights::Files;
-use scumble::{Error, Pipeline, Precision, Request};
+use scumble::{Checkpoint, Error, LoadOptions, Pipeline, Request};
 
 const PROFILES: [NoopProfile; 4] = [NoopProfile::BROWSER, NoopProfile::LAVAPIPE, NoopProfile::APPLE, NoopProfile::H200];
 
 fn pipeline(profile: &NoopProfile) -> Pipeline {
     let gpu = block_on(Gpu::noop(profile)).expect("noop");
-    block_on(Pipeline::load(&gpu, &Files::Embedded(scumble_model::FILES), Precision::Auto)).expect("the embedded model")
+    load(&gpu, LoadOptions::default())
+}
+
+fn load(gpu: &Gpu, options: LoadOptions) -> Pipeline {
+    let model = Checkpoint::open(&Files::Embedded(scumble_model::FILES).into()).expect("the embedded model");
+    block_on(Pipeline::load(gpu, model, options)).expect("loaded")
 }
 
 /// noop computes nothing, so a run ends with zeros; what counts is that wgpu accepted every buffer, pipeline and dispatch.
@@ -70,7 +75,7 @@ fn a_picture_that_does_not_fit_is_refused_before_anything_is_allocated() {
     let pipeline = pipeline(&NoopProfile::BROWSER);
     let before = pipeline.gpu().memory_in_use().0;
     pipeline.gpu().reset_peak();
-    for (side, batch) in [(1024, 1), (4096, 1), (16_384, 1), (16_384, 1024), (256, 1024)] {
+    for (side, batch) in [(4096, 1), (16_384, 1), (16_384, 1024), (256, 1024)] {
         let request = Request { width: Some(side), height: Some(side), batch, ..Default::default() };
         let error = run(&pipeline, &request).err().expect("too large for bindings of 128 MiB");
         let Error::DoesNotFit { needed, available, .. } = &error else { panic!("{error}") };
@@ -81,11 +86,42 @@ fn a_picture_that_does_not_fit_is_refused_before_anything_is_allocated() {
 }
 
 #[test]
+fn the_vae_cuts_a_picture_that_does_not_fit_whole() {
+    let pipeline = pipeline(&NoopProfile::BROWSER);
+    let request = Request { steps: 1, width: Some(1024), height: Some(1024), ..Default::default() };
+    let foreseen = block_on(pipeline.foresee(&request)).expect("it fits in tiles");
+    let tiling = foreseen.decode_tiling.expect("128 MiB do not hold 1024 x 1024 x 64 channels");
+    assert!(tiling.tile < 1024, "{tiling:?}");
+    let made = run(&pipeline, &request).expect("a run");
+    assert_eq!((made.images[0].width, made.images[0].height), (1024, 1024));
+    let memory = made.memory;
+    assert!(memory.peak <= memory.planned_peak && memory.planned_peak < memory.peak / 100 * 115, "{memory:?}");
+    let small = Request { width: Some(256), height: Some(256), ..request };
+    assert_eq!(block_on(pipeline.foresee(&small)).expect("it fits").decode_tiling, None);
+}
+
+#[test]
+fn one_part_at_a_time_needs_less_and_what_was_planned() {
+    for profile in &PROFILES {
+        let gpu = block_on(Gpu::noop(profile)).expect("noop");
+        let low = load(&gpu, LoadOptions { lowmem: true, ..Default::default() });
+        assert_eq!(gpu.memory_in_use().0, 0, "nothing is loaded before it is needed");
+        let request = Request { steps: 2, ..Default::default() };
+        let memory = run(&low, &request).expect("a run").memory;
+        assert!(
+            memory.peak <= memory.planned_peak && memory.planned_peak < memory.peak + (2 << 20),
+            "{}: {memory:?}",
+            profile.name
+        );
+        assert_eq!(gpu.memory_in_use().0, 0, "nothing stays");
+    }
+}
+
+#[test]
 fn a_host_may_own_the_device() {
     let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
     let gpu = Gpu::from_device(device, queue, &[]).expect("a device");
-    let pipeline =
-        block_on(Pipeline::load(&gpu, &Files::Embedded(scumble_model::FILES), Precision::Auto)).expect("loaded");
+    let pipeline = load(&gpu, LoadOptions::default());
     assert!(!gpu.caps().f16, "the host asked for no f16, so no kernel may use it");
     run(&pipeline, &Request { steps: 1, ..Default::default() }).expect("a run on the host's device");
 }

@@ -2,13 +2,23 @@
 // One thread for four channels of one chunk; neighbours take neighbouring channels. Two sources in place of a concatenation.
 alias elem4 = vec4<f32>;
 const TWO_SOURCES: bool = false;
+const INSIDE: bool = false;     // statistics of a rectangle alone: a tile's own part, without its margins
 
-struct Dims { batch: u32, pixels: u32, x4: u32, y4: u32, chunks: u32, chunk: u32 }
+struct Dims {
+    batch: u32, pixels: u32, x4: u32, y4: u32, chunks: u32, chunk: u32,    // pixels of the image, or of the rectangle
+    area: u32, width: u32, inner: u32, corner: u32,     // of the image: pixels, width; of the rectangle: width, first pixel
+}
 
 @group(0) @binding(0) var<storage, read> x: array<elem4>;               // [B, pixels, x4]
 @group(0) @binding(1) var<storage, read> y: array<elem4>;               // [B, pixels, y4]
 @group(0) @binding(2) var<storage, read_write> sums: array<vec4<f32>>;  // [B, chunks, x4 + y4, 2]: mean, squared deviations
 @group(0) @binding(3) var<uniform> dims: Dims;
+
+// Pixel i of those that count.
+fn pixel_of(batch: u32, i: u32) -> u32 {
+    if (INSIDE) { return batch * dims.area + dims.corner + i / dims.inner * dims.width + i % dims.inner; }
+    return batch * dims.area + i;
+}
 
 fn load(pixel: u32, c4: u32) -> vec4<f32> {
     if (TWO_SOURCES && c4 >= dims.x4) { return vec4<f32>(y[pixel * dims.y4 + c4 - dims.x4]); }
@@ -25,13 +35,12 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let batch = index / c4s / dims.chunks;
     let first = chunk * dims.chunk;
     let count = min(dims.chunk, dims.pixels - first);
-    let base = batch * dims.pixels + first;
     // Deviations from the chunk's first pixel: no cancellation where the mean is large against the spread.
-    let origin = load(base, c4);
+    let origin = load(pixel_of(batch, first), c4);
     var sum = vec4<f32>(0.0);
     var squares = vec4<f32>(0.0);
     for (var i = 1u; i < count; i++) {
-        let d = load(base + i, c4) - origin;
+        let d = load(pixel_of(batch, first + i), c4) - origin;
         sum += d;
         squares += d * d;
     }

@@ -2,9 +2,9 @@
 // WGSL promises sin and cos only near zero; timesteps reach 1000, so the argument is reduced and the series are our own.
 const COS_FIRST: bool = true;               // diffusers' flip_sin_to_cos
 
-struct Dims { rows: u32, half: u32 }
+struct Dims { rows: u32, half: u32, given: u32 }     // given: timesteps of a call; rows repeat them
 
-@group(0) @binding(0) var<storage, read> timesteps: array<f32>;         // [calls, rows]
+@group(0) @binding(0) var<storage, read> timesteps: array<f32>;         // [calls, given]
 @group(0) @binding(1) var<storage, read> frequencies: array<f32>;       // [half]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;         // [rows, 2 half]
 @group(0) @binding(3) var<uniform> dims: Dims;
@@ -30,7 +30,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (index >= dims.rows * dims.half) { return; }
     let row = index / dims.half;
     let i = index % dims.half;
-    let both = cos_sin(timesteps[step.call * dims.rows + row] * frequencies[i]);
+    let both = cos_sin(timesteps[step.call * dims.given + row % dims.given] * frequencies[i]);
     let at = row * 2u * dims.half + i;
     out[at] = select(both.y, both.x, COS_FIRST);
     out[at + dims.half] = select(both.x, both.y, COS_FIRST);

@@ -199,10 +199,21 @@ impl Gpu {
     /// # Errors
     /// [`Error::DoesNotFit`] above the device's limits, [`Error::OutOfMemory`], [`Error::Device`].
     pub(super) async fn create_buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Buffer> {
+        self.create_buffer_mapped(label, bytes, usage, false).await
+    }
+
+    /// [`Gpu::create_buffer`], mapped at once if `mapped`.
+    pub(super) async fn create_buffer_mapped(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        mapped: bool,
+    ) -> Result<Buffer> {
         let bytes = bytes.max(16).next_multiple_of(16);
         self.check_size(label, bytes)?;
         let device = &self.inner.device;
-        let descriptor = wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: false };
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: mapped };
         let (raw, memory, invalid) = {
             let invalid = device.push_error_scope(wgpu::ErrorFilter::Validation);
             let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -235,8 +246,8 @@ impl Gpu {
         })
     }
 
-    /// Would `bytes` more fit the device's memory, by what is in use already?
-    pub(crate) fn check_memory(&self, what: &str, bytes: u64) -> Result<()> {
+    /// Would `bytes` more fit the device's memory, by what is in use already? `hint`: what to do if not.
+    pub(crate) fn check_memory(&self, what: &str, bytes: u64, hint: &str) -> Result<()> {
         let Some(memory) = self.caps().memory else { return Ok(()) };
         let available = memory.saturating_sub(self.memory_in_use().0);
         if bytes <= available {
@@ -247,16 +258,13 @@ impl Gpu {
             device: self.caps().name.clone(),
             needed: bytes,
             available,
-            hint: "ask for a smaller picture or batch, or choose another device with --device".into(),
+            hint: hint.into(),
         })
     }
 
     /// Would every tensor of this recording fit a binding?
     pub(crate) fn check_graph(&self, what: &str, g: &super::Graph) -> Result<()> {
-        match g.tensors.iter().map(|info| info.tensor.bytes()).max() {
-            Some(largest) => self.check_size(what, largest),
-            None => Ok(()),
-        }
+        self.check_size(what, g.largest_tensor())
     }
 
     /// What an error in a scope means: the device is gone, or it refused `what`.

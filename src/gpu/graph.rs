@@ -145,13 +145,51 @@ pub struct Graph {
     pub(super) tensors: Vec<Info>,
     pub(super) nodes: Vec<Node>,
     pub(super) arguments: usize,
+    /// Where group norms take their statistics from; a picture in tiles shares them.
+    pub statistics: Statistics,
+}
+
+/// Statistics of group norms.
+#[derive(Default)]
+pub enum Statistics {
+    /// Each norm's own.
+    #[default]
+    Own,
+    /// Those of a larger image of which this is a tile.
+    Tile(Tile),
+}
+
+/// A tile of a larger image, and what is known of the image's norms.
+pub struct Tile {
+    /// In order: one chunk's sums [1, 1, C/4, 8] f32, and its pixels.
+    pub given: std::collections::VecDeque<(Tensor, u32)>,
+    /// Height and width of the tile where it enters the graph.
+    pub size: [u32; 2],
+    /// Rows and columns of that which are the tile's own, [from, to]: its margins are others'.
+    pub own: [[u32; 2]; 2],
+    /// The first norm that nothing was given for, of the tile's own part.
+    pub next: Option<Sums>,
+}
+
+/// Sums of a norm under way.
+#[derive(Clone, Copy)]
+pub struct Sums {
+    /// [1, chunks, C/4, 8] f32.
+    pub tensor: Tensor,
+    /// Pixels in all.
+    pub pixels: u32,
+    /// Pixels of a chunk; the last may have fewer.
+    pub chunk: u32,
+    /// Nodes of the graph up to here.
+    pub nodes: usize,
 }
 
 impl Graph {
     /// An empty recording for a device, with activations of `dtype`.
     pub fn new(gpu: &Gpu, dtype: DType) -> Self {
         assert!(dtype == DType::F32 || gpu.caps().f16, "activations of {dtype:?} on a device without f16");
-        Graph { gpu: gpu.clone(), dtype, tensors: Vec::new(), nodes: Vec::new(), arguments: 0 }
+        let statistics = Statistics::Own;
+        Graph { gpu: gpu.clone(), dtype, tensors: Vec::new(), nodes: Vec::new(), arguments: 0, statistics }
     }
 
     /// The capabilities that the ops choose their variants by.
@@ -227,6 +265,16 @@ impl Graph {
     pub fn first(&self, tensor: Tensor) -> Tensor {
         let [_, h, w, c] = tensor.dims;
         Tensor { dims: [1, h, w, c], ..tensor }
+    }
+
+    /// Forget every node but the first `nodes`.
+    pub fn truncate(&mut self, nodes: usize) {
+        self.nodes.truncate(nodes);
+    }
+
+    /// Bytes of the largest tensor.
+    pub fn largest_tensor(&self) -> u64 {
+        self.tensors.iter().map(|info| info.tensor.bytes()).max().unwrap_or(0)
     }
 
     /// Record a dispatch.

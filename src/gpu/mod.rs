@@ -10,9 +10,10 @@ pub mod kernel;
 pub mod noop;
 pub mod plan;
 pub mod run;
+pub mod upload;
 mod wait;
 
 pub use caps::{Caps, DeviceKind};
 pub use device::{Gpu, GpuOptions};
-pub use graph::{DType, Graph, Tensor};
+pub use graph::{DType, Graph, Statistics, Sums, Tensor, Tile};
 pub use run::{Buffer, Program};

@@ -18,23 +18,42 @@ pub struct Buffer(Arc<Owned>);
 
 struct Owned {
     gpu: Gpu,
-    raw: wgpu::Buffer,
+    /// None: a size without memory, in which a model is planned before it is loaded.
+    raw: Option<wgpu::Buffer>,
     bytes: u64,
     id: u64,
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        self.raw.destroy();
-        self.gpu.count(-(self.bytes as i64));
+        if let Some(raw) = &self.raw {
+            raw.destroy();
+            self.gpu.count(-(self.bytes as i64));
+        }
     }
 }
 
 impl Buffer {
     pub(super) fn new(gpu: Gpu, raw: wgpu::Buffer, bytes: u64) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         gpu.count(bytes as i64);
+        Self::with(gpu, Some(raw), bytes)
+    }
+
+    fn with(gpu: Gpu, raw: Option<wgpu::Buffer>, bytes: u64) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Buffer(Arc::new(Owned { gpu, raw, bytes, id: NEXT.fetch_add(1, Ordering::Relaxed) }))
+    }
+
+    /// A buffer's size without its memory: it can be recorded and planned with, not run.
+    pub fn planned(gpu: &Gpu, bytes: u64) -> Self {
+        Self::with(gpu.clone(), None, bytes.max(16).next_multiple_of(16))
+    }
+
+    pub(super) fn raw(&self) -> &wgpu::Buffer {
+        match &self.0.raw {
+            Some(raw) => raw,
+            None => unreachable!("a planned buffer of {} bytes has no memory", self.bytes()),
+        }
     }
 
     /// Size in bytes (the size asked for, rounded up to 16).
@@ -46,7 +65,7 @@ impl Buffer {
     pub fn write<T: bytemuck::NoUninit>(&self, data: &[T]) {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         assert!(bytes.len() as u64 <= self.bytes(), "writing {} bytes into a buffer of {}", bytes.len(), self.bytes());
-        self.0.gpu.inner.queue.write_buffer(&self.0.raw, 0, bytes);
+        self.0.gpu.inner.queue.write_buffer(self.raw(), 0, bytes);
     }
 
     /// Read the first `count` elements back, when everything submitted so far is done.
@@ -60,10 +79,10 @@ impl Buffer {
         let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
         let staging = gpu.create_buffer("readback", bytes, usage).await?;
         let mut encoder = gpu.inner.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(&self.0.raw, 0, &staging.0.raw, 0, bytes.next_multiple_of(4));
+        encoder.copy_buffer_to_buffer(self.raw(), 0, staging.raw(), 0, bytes.next_multiple_of(4));
         gpu.inner.queue.submit([encoder.finish()]);
         let (signal, mapped) = signal();
-        staging.0.raw.map_async(wgpu::MapMode::Read, .., move |result| signal.set(result));
+        staging.raw().map_async(wgpu::MapMode::Read, .., move |result| signal.set(result));
         gpu.drive();
         let mapped = mapped.await;
         gpu.check_alive()?;
@@ -72,7 +91,7 @@ impl Buffer {
             Some(Err(e)) => return Err(Error::DeviceLost { device: gpu.caps().name.clone(), reason: e.to_string() }),
             None => return Err(gpu.lost_silently()),
         }
-        let view = staging.0.raw.get_mapped_range(..bytes).map_err(|e| gpu.refused("a readback".into(), &e))?;
+        let view = staging.raw().get_mapped_range(..bytes).map_err(|e| gpu.refused("a readback".into(), &e))?;
         Ok(view.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect())
     }
 }
@@ -124,7 +143,7 @@ impl Gpu {
                 count: None,
             }],
         });
-        let binding = wgpu::BufferBinding { buffer: &buffer.0.raw, offset: 0, size: wgpu::BufferSize::new(STEP_SLOT) };
+        let binding = wgpu::BufferBinding { buffer: buffer.raw(), offset: 0, size: wgpu::BufferSize::new(STEP_SLOT) };
         let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("step"),
             layout: &layout,
@@ -213,7 +232,12 @@ impl Program {
             let info = &graph.tensors[i];
             gpu.check_size(&format!("{} of shape {:?}", info.label, info.tensor.dims), info.tensor.bytes())?;
         }
-        gpu.check_memory("this picture", graph.planned_bytes(gpu.caps().uniform_alignment))?;
+        let needed = graph.planned_bytes(gpu.caps().uniform_alignment);
+        gpu.check_memory(
+            "this picture",
+            needed,
+            "ask for a smaller picture or batch, or choose another device with --device",
+        )?;
         let mut slot_of = vec![None; graph.tensors.len()];
         for (life, &i) in owners.iter().enumerate() {
             slot_of[i] = Some(plan.slot_of[life]);
@@ -283,9 +307,9 @@ impl Program {
         let tensors = || node.reads.iter().chain(&node.writes);
         let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
         let mut resources: Vec<wgpu::BindingResource<'_>> =
-            tensors().map(|t| self.buffer(t, arguments).0.raw.as_entire_binding()).collect();
+            tensors().map(|t| self.buffer(t, arguments).raw().as_entire_binding()).collect();
         resources.push(wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: &self.dims.0.raw,
+            buffer: self.dims.raw(),
             offset,
             size: wgpu::BufferSize::new((node.dims.len() as u64 * 4).next_multiple_of(16)),
         }));
@@ -404,7 +428,7 @@ impl Recording {
         let count = timed.ops.len() * 2;
         let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
         let resolved = gpu.create_buffer("timestamps", count as u64 * 8, usage).await?;
-        self.encoder.resolve_query_set(&timed.queries, 0..count as u32, &resolved.0.raw, 0);
+        self.encoder.resolve_query_set(&timed.queries, 0..count as u32, resolved.raw(), 0);
         gpu.inner.queue.submit([self.encoder.finish()]);
         let ticks: Vec<u64> = resolved.read(count).await?;
         let period = f64::from(gpu.inner.queue.get_timestamp_period());

@@ -4,13 +4,13 @@
 
 use crate::error::Result;
 use crate::gpu::{Graph, Tensor};
+use crate::loader::Loader;
 use crate::ops::attention::{Attention, attention, attention_with_mass};
 use crate::ops::conv2d::{Taps, conv2d};
 use crate::ops::group_norm::group_norm;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::matmul;
 use crate::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm};
-use crate::weights::Loader;
 
 /// ResnetBlock2D: norm, SiLU, conv, + time embedding, norm, SiLU, conv, + shortcut.
 pub struct Resnet {

@@ -52,6 +52,12 @@ struct RawUNet {
     freq_shift: f32,
     #[serde(default)]
     sample_size: Option<usize>,
+    #[serde(default)]
+    addition_embed_type: Option<String>,
+    #[serde(default)]
+    addition_time_embed_dim: Option<usize>,
+    #[serde(default)]
+    projection_class_embeddings_input_dim: Option<usize>,
     #[serde(flatten)]
     rest: serde_json::Map<String, serde_json::Value>,
 }
@@ -106,9 +112,31 @@ pub struct UNetConfig {
     pub freq_shift: f32,
     /// The latent side that the model was trained for.
     pub sample_size: usize,
+    /// What is added to the time embedding.
+    pub added: Option<AddedConfig>,
 }
 
-fn unsupported(path: &Path, what: &str, expected: impl Into<String>, found: impl ToString) -> Error {
+/// SDXL's `text_time` embedding in numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddedConfig {
+    /// Numbers of a row: the pooled text's, then six times `time_dim`.
+    pub input: usize,
+    /// Sinusoids of each of the six sizes.
+    pub time_dim: usize,
+}
+
+/// The sizes that SDXL is told: original height and width, crop from the top and from the left, target height and width.
+pub const SIZES: usize = 6;
+
+impl AddedConfig {
+    /// Width of the pooled text.
+    pub fn pooled(&self) -> usize {
+        self.input - SIZES * self.time_dim
+    }
+}
+
+/// A config that asks for what we do not run.
+pub(super) fn unsupported(path: &Path, what: &str, expected: impl Into<String>, found: impl ToString) -> Error {
     Error::Unsupported { path: path.to_owned(), what: what.into(), expected: expected.into(), found: found.to_string() }
 }
 
@@ -142,7 +170,6 @@ impl UNetConfig {
             &raw.rest,
             &[
                 ("act_fn", json!("silu")),
-                ("addition_embed_type", null.clone()),
                 ("attention_type", json!("default")),
                 ("center_input_sample", json!(false)),
                 ("class_embed_type", null.clone()),
@@ -201,6 +228,14 @@ impl UNetConfig {
                 heads: heads[i],
             });
         }
+        let added = match (raw.addition_embed_type.as_deref(), raw.projection_class_embeddings_input_dim) {
+            (None, _) => None,
+            (Some("text_time"), Some(input)) => {
+                let time_dim = raw.addition_time_embed_dim.unwrap_or(256);
+                Some(AddedConfig { input, time_dim })
+            }
+            (Some(other), _) => return Err(unsupported(path, "addition_embed_type", "text_time, or none", other)),
+        };
         let config = UNetConfig {
             in_channels: raw.in_channels,
             out_channels: raw.out_channels,
@@ -212,6 +247,7 @@ impl UNetConfig {
             cos_first: raw.flip_sin_to_cos,
             freq_shift: raw.freq_shift,
             sample_size: raw.sample_size.unwrap_or(64),
+            added,
         };
         config.check(path)?;
         // Linear or convolutional projections have the same arithmetic; the loader takes both shapes of weights.
@@ -219,7 +255,17 @@ impl UNetConfig {
         Ok(config)
     }
 
-    fn check(&self, path: &Path) -> Result<()> {
+    /// Can it be run?
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        if let Some(AddedConfig { input, time_dim }) = self.added
+            && (time_dim == 0 || !time_dim.is_multiple_of(4) || input <= SIZES * time_dim || !input.is_multiple_of(4))
+        {
+            let expected = format!("more than {SIZES} times addition_time_embed_dim ({time_dim}), multiples of 4");
+            return Err(unsupported(path, "projection_class_embeddings_input_dim", expected, input));
+        }
+        if !(1..=4096).contains(&self.sample_size) {
+            return Err(unsupported(path, "sample_size", "1 to 4096", self.sample_size));
+        }
         if !self.cross_dim.is_multiple_of(4) {
             return Err(unsupported(path, "cross_attention_dim", "a multiple of 4", self.cross_dim));
         }
@@ -279,7 +325,7 @@ pub struct VaeConfig {
     #[serde(default = "yes")]
     pub use_post_quant_conv: bool,
     #[serde(flatten)]
-    rest: serde_json::Map<String, serde_json::Value>,
+    pub(super) rest: serde_json::Map<String, serde_json::Value>,
 }
 
 fn one() -> usize {
@@ -322,6 +368,29 @@ impl VaeConfig {
                 return Err(unsupported(path, kind, fine, other));
             }
         }
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// An autoencoder of these levels, with everything else as Stable Diffusion has it.
+    pub(super) fn of_levels(block_out_channels: Vec<usize>, layers_per_block: usize, latent_channels: usize) -> Self {
+        VaeConfig {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels,
+            block_out_channels,
+            layers_per_block,
+            norm_num_groups: 32,
+            scaling_factor: scaling(),
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            rest: serde_json::Map::new(),
+        }
+    }
+
+    /// Can it be run?
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        let config = self;
         let groups = config.norm_num_groups;
         for &channels in &config.block_out_channels {
             if channels == 0 || groups == 0 || !channels.is_multiple_of(4) || !channels.is_multiple_of(groups) {
@@ -339,7 +408,7 @@ impl VaeConfig {
         if !(config.scaling_factor.is_finite() && config.scaling_factor > 0.0) {
             return Err(unsupported(path, "scaling_factor", "a positive number", config.scaling_factor));
         }
-        Ok(config)
+        Ok(())
     }
 
     /// Pixels of a latent's side.
@@ -394,6 +463,13 @@ impl ClipConfig {
     /// As [`UNetConfig::parse`].
     pub fn parse(path: &Path, json: &str) -> Result<ClipConfig> {
         let config: ClipConfig = parse(path, json)?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Can it be run?
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        let config = self;
         let (width, heads) = (config.hidden_size, config.num_attention_heads);
         if heads == 0 || width == 0 || !width.is_multiple_of(4 * heads) || !config.intermediate_size.is_multiple_of(4) {
             return Err(unsupported(path, "hidden_size", format!("heads ({heads}) of a multiple of 4"), width));
@@ -401,7 +477,11 @@ impl ClipConfig {
         if !["quick_gelu", "gelu"].contains(&config.hidden_act.as_str()) {
             return Err(unsupported(path, "hidden_act", "quick_gelu or gelu", &config.hidden_act));
         }
-        Ok(config)
+        if config.num_hidden_layers == 0 || config.max_position_embeddings != 77 {
+            let found = format!("{} layers of {}", config.num_hidden_layers, config.max_position_embeddings);
+            return Err(unsupported(path, "max_position_embeddings", "at least one layer of 77", found));
+        }
+        Ok(())
     }
 }
 
@@ -423,6 +503,22 @@ pub struct NoiseConfig {
     /// `epsilon` or `v_prediction`.
     #[serde(default = "epsilon")]
     pub prediction_type: String,
+    /// Betas rescaled so that the last step has no signal (Lin et al. 2023).
+    #[serde(default)]
+    pub rescale_betas_zero_snr: bool,
+}
+
+impl Default for NoiseConfig {
+    fn default() -> Self {
+        NoiseConfig {
+            beta_schedule: scaled_linear(),
+            beta_start: beta_start(),
+            beta_end: beta_end(),
+            num_train_timesteps: train_timesteps(),
+            prediction_type: epsilon(),
+            rescale_betas_zero_snr: false,
+        }
+    }
 }
 
 fn scaled_linear() -> String {

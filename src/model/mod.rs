@@ -3,5 +3,7 @@
 pub mod blocks;
 pub mod clip;
 pub mod config;
+pub(crate) mod detect;
+pub mod names;
 pub mod unet;
 pub mod vae;

@@ -6,18 +6,20 @@ use super::blocks::{ContextKv, Resnet, TimeRows, Transformer};
 use super::config::UNetConfig;
 use crate::error::Result;
 use crate::gpu::{Graph, Tensor};
+use crate::loader::Loader;
 use crate::ops::conv2d::{Taps, conv2d};
 use crate::ops::group_norm::group_norm;
 use crate::ops::matmul::matmul;
-use crate::ops::time_embedding::{frequencies, time_embedding};
-use crate::ops::{Activation, Conv, Epilogue, Linear, Norm, Param};
-use crate::weights::Loader;
+use crate::ops::time_embedding::{Rows, frequencies, time_embedding};
+use crate::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm, Param};
+use crate::weights::Weights;
 
 /// The UNet's parameters, in the order of the computation.
 pub struct UNet {
     /// What it is in numbers.
     pub config: UNetConfig,
     time: Time,
+    added: Option<Added>,
     conv_in: Conv,
     down: Vec<Down>,
     mid: Mid,
@@ -34,6 +36,13 @@ struct Time {
     projections: Linear,
 }
 
+/// What SDXL adds to the time embedding: the pooled text and six sizes.
+struct Added {
+    linear_1: Linear,
+    /// Its bias holds that of the time embedding's second layer too, to which its result is added.
+    linear_2: Linear,
+}
+
 struct Down {
     layers: Vec<(Resnet, Option<Transformer>)>,
     downsample: Option<Conv>,
@@ -48,6 +57,21 @@ struct Mid {
 struct Up {
     layers: Vec<(Resnet, Option<Transformer>)>,
     upsample: Option<Conv>,
+}
+
+/// What the UNet is asked beside the sample.
+#[derive(Clone, Copy)]
+pub struct Ask<'a> {
+    /// [calls, rows] f32.
+    pub timesteps: Tensor,
+    /// Timesteps of a call: 1, or one for each image.
+    pub rows: u32,
+    /// [`UNet::context`] of the prompts.
+    pub context: &'a [ContextKv],
+    /// [`UNet::added`] of the prompts.
+    pub added: Option<Tensor>,
+    /// Return the mid block's mass per key of that many first images.
+    pub mass_of: Option<u32>,
 }
 
 /// What the UNet returns.
@@ -149,8 +173,9 @@ impl UNet {
             };
             up.push(Up { layers, upsample });
         }
-        Ok(UNet {
+        let unet = UNet {
             time: Time::load(l, &config, &slots).await?,
+            added: Added::load(l, &config).await?,
             conv_in: l.conv("conv_in", config.in_channels, levels[0].channels, 3).await?,
             down,
             mid,
@@ -158,7 +183,9 @@ impl UNet {
             norm_out: l.norm("conv_norm_out", c, eps).await?,
             conv_out: l.conv("conv_out", c, config.out_channels, 3).await?,
             config,
-        })
+        };
+        l.finish().await?;
+        Ok(unet)
     }
 
     /// The transformers in the order of the computation.
@@ -180,19 +207,24 @@ impl UNet {
         blocks.map(|block| matmul(g, context, &block.kv, Epilogue::default())).collect()
     }
 
+    /// SDXL's addition to the time embedding, [1, 1, P, 4·C] f32, of rows of [`added_input`], [1, 1, P, pooled + 6·time_dim]
+    /// f32. Once per prompt; none for models without it.
+    pub fn added(&self, g: &mut Graph, input: Tensor) -> Option<Tensor> {
+        self.added.as_ref().map(|added| added.forward(g, input))
+    }
+
+    /// Channels of [`UNet::added`]'s tensor; none for models without it.
+    pub fn added_width(&self) -> Option<u32> {
+        self.added.as_ref().map(|added| added.linear_2.weight.dims[3])
+    }
+
     /// x [B, h, w, C_in], timesteps [calls, R], contexts from [`UNet::context`] with B a multiple of P → [B, h, w, 4] f32.
-    /// With `mass_of` also the mid block's mass per key of that many first images.
-    pub fn forward(
-        &self,
-        g: &mut Graph,
-        x: Tensor,
-        timesteps: Tensor,
-        rows: u32,
-        context: &[ContextKv],
-        mass_of: Option<u32>,
-    ) -> Output {
+    /// `added` [1, 1, P, 4·C] from [`UNet::added`], or each image's. With `mass_of` also the mid block's mass per key of that
+    /// many first images.
+    pub fn forward(&self, g: &mut Graph, x: Tensor, ask: &Ask<'_>) -> Output {
         // 0. time
-        let time = Some(self.time.forward(g, timesteps, rows, self.config.cos_first));
+        let Ask { timesteps, rows, context, added, mass_of } = *ask;
+        let time = Some(self.time.forward(g, timesteps, rows, added, self.config.cos_first));
         let mut kv = context.iter().copied();
 
         // 1. in
@@ -246,31 +278,73 @@ impl Time {
     async fn load(l: &mut Loader<'_>, config: &UNetConfig, slots: &TimeSlots) -> Result<Time> {
         let width = config.levels[0].channels;
         let hidden = 4 * width;
-        let table = frequencies(width as u32 / 2, config.freq_shift);
         let names: Vec<String> = slots.names.iter().map(|name| format!("{name}.time_emb_proj")).collect();
-        let mut projections = l.fused(&names, hidden, &slots.widths, true).await?;
-        let mut bias = Vec::new();
-        for (name, &width) in slots.names.iter().zip(&slots.widths) {
-            let own = l.weights().f32(&format!("{name}.time_emb_proj.bias"), &[width])?;
-            let conv = l.weights().f32(&format!("{name}.conv1.bias"), &[width])?;
-            bias.extend(own.iter().zip(&conv).map(|(a, b)| a + b));
-        }
-        projections.bias = Some(l.values("time projections", bias).await?);
+        let mut projections = l.fused(&names, hidden, &slots.widths, false).await?;
+        let both = |weights: &Weights| {
+            let mut bias = Vec::new();
+            for (name, &width) in slots.names.iter().zip(&slots.widths) {
+                let own = weights.finite(&format!("{name}.time_emb_proj.bias"), &[width])?;
+                let conv = weights.finite(&format!("{name}.conv1.bias"), &[width])?;
+                bias.extend(own.iter().zip(&conv).map(|(a, b)| a + b));
+            }
+            Ok(bias)
+        };
+        projections.bias = Some(l.values("time projections", slots.widths.iter().sum(), both).await?);
+        let half = width / 2;
+        let table = |_: &Weights| Ok(frequencies(half as u32, config.freq_shift));
         Ok(Time {
-            frequencies: l.values("frequencies", table).await?,
+            frequencies: l.values("frequencies", half, table).await?,
             linear_1: l.linear("time_embedding.linear_1", width, hidden, true).await?,
             linear_2: l.linear("time_embedding.linear_2", hidden, hidden, true).await?,
             projections,
         })
     }
 
-    /// The rows of all residual blocks' time projections, f32: [1, 1, R, Σ C].
-    fn forward(&self, g: &mut Graph, timesteps: Tensor, rows: u32, cos_first: bool) -> TimeRows {
+    /// The rows of all residual blocks' time projections, f32: [1, 1, R, Σ C], R the more of `rows` and those of `added`.
+    fn forward(&self, g: &mut Graph, timesteps: Tensor, rows: u32, added: Option<Tensor>, cos_first: bool) -> TimeRows {
         let silu = Epilogue { activation: Activation::Silu, f32_out: true, ..Default::default() };
-        let h = time_embedding(g, timesteps, &self.frequencies, rows, cos_first);
+        let added_rows = added.map_or(1, |added| added.rows());
+        let h =
+            time_embedding(g, timesteps, &self.frequencies, Rows { given: rows, out: rows.max(added_rows) }, cos_first);
         let h = matmul(g, h, &self.linear_1, silu);
         // Every block begins with SiLU of the embedding: once, here.
-        let h = matmul(g, h, &self.linear_2, silu);
+        let bias_rows = added.map(|tensor| BiasRows { tensor, offset: 0, rows: h.rows() / tensor.rows() });
+        let h = matmul(g, h, &self.linear_2, Epilogue { bias_rows, ..silu });
         TimeRows { tensor: matmul(g, h, &self.projections, Epilogue { f32_out: true, ..Default::default() }) }
     }
+}
+
+impl Added {
+    async fn load(l: &mut Loader<'_>, config: &UNetConfig) -> Result<Option<Added>> {
+        let Some(added) = config.added else { return Ok(None) };
+        let hidden = 4 * config.levels[0].channels;
+        let mut linear_2 = l.linear("add_embedding.linear_2", hidden, hidden, false).await?;
+        let both = |weights: &Weights| {
+            let own = weights.finite("add_embedding.linear_2.bias", &[hidden])?;
+            let time = weights.finite("time_embedding.linear_2.bias", &[hidden])?;
+            Ok(own.iter().zip(&time).map(|(a, b)| a + b).collect())
+        };
+        linear_2.bias = Some(l.values("added embedding", hidden, both).await?);
+        Ok(Some(Added { linear_1: l.linear("add_embedding.linear_1", added.input, hidden, true).await?, linear_2 }))
+    }
+
+    fn forward(&self, g: &mut Graph, input: Tensor) -> Tensor {
+        let silu = Epilogue { activation: Activation::Silu, f32_out: true, ..Default::default() };
+        let h = matmul(g, input, &self.linear_1, silu);
+        matmul(g, h, &self.linear_2, Epilogue { f32_out: true, ..Default::default() })
+    }
+}
+
+/// One row of what [`UNet::added`] takes: the pooled text, then the sinusoids (cosines first) of each size, as diffusers'
+/// `text_time` embedding orders them. `time_dim` numbers a size.
+pub fn added_input(text: &[f32], sizes: &[f32], time_dim: usize) -> Vec<f32> {
+    let half = time_dim / 2;
+    let table = frequencies(half as u32, 0.0);
+    let angle = |size: f32, i: usize| f64::from(size) * f64::from(table[i]);
+    let mut row = text.to_vec();
+    for &size in sizes {
+        row.extend((0..half).map(|i| angle(size, i).cos() as f32));
+        row.extend((0..half).map(|i| angle(size, i).sin() as f32));
+    }
+    row
 }

@@ -6,12 +6,12 @@ use super::blocks::Resnet;
 use super::config::VaeConfig;
 use crate::error::Result;
 use crate::gpu::{Graph, Tensor};
+use crate::loader::Loader;
 use crate::ops::attention::{Attention, attention};
 use crate::ops::conv2d::{Taps, conv2d};
 use crate::ops::group_norm::group_norm;
 use crate::ops::matmul::matmul;
 use crate::ops::{Conv, Epilogue, Linear, Norm};
-use crate::weights::Loader;
 
 const EPS: f32 = 1e-6;
 
@@ -105,7 +105,7 @@ impl Decoder {
             };
             up.push((resnets, conv));
         }
-        Ok(Decoder {
+        let decoder = Decoder {
             post_quant,
             conv_in,
             mid,
@@ -113,18 +113,42 @@ impl Decoder {
             norm_out: l.norm("decoder.conv_norm_out", c, EPS).await?,
             conv_out: l.conv("decoder.conv_out", c, config.out_channels, 3).await?,
             groups: groups as u32,
-        })
+        };
+        l.finish().await?;
+        Ok(decoder)
+    }
+
+    /// Levels of the way up.
+    pub fn levels(&self) -> usize {
+        self.up.len()
     }
 
     /// z [B, h, w, 4], unscaled → picture [B, H, W, 4] f32: red, green, blue in -1 .. 1, and a zero.
     pub fn forward(&self, g: &mut Graph, z: Tensor) -> Tensor {
+        let h = self.head(g, z, 0);
+        self.tail(g, h, 0)
+    }
+
+    /// z [B, h, w, 4], unscaled → what level `levels` of the way up takes.
+    pub fn head(&self, g: &mut Graph, z: Tensor, levels: usize) -> Tensor {
         let z = match &self.post_quant {
             Some(conv) => conv2d(g, z, None, conv, Taps::same(1), Epilogue::default()),
             None => z,
         };
         let h = conv2d(g, z, None, &self.conv_in, Taps::same(3), Epilogue::default());
-        let mut h = self.mid.forward(g, h);
-        for (resnets, upsample) in &self.up {
+        let h = self.mid.forward(g, h);
+        Self::climb(g, h, &self.up[..levels])
+    }
+
+    /// What level `levels` of the way up takes → picture [B, H, W, 4] f32. But for its norms this looks at neighbours alone.
+    pub fn tail(&self, g: &mut Graph, h: Tensor, levels: usize) -> Tensor {
+        let h = Self::climb(g, h, &self.up[levels..]);
+        let h = group_norm(g, h, None, &self.norm_out, self.groups, true);
+        conv2d(g, h, None, &self.conv_out, Taps::same(3), Epilogue { f32_out: true, ..Default::default() })
+    }
+
+    fn climb(g: &mut Graph, mut h: Tensor, levels: &[(Vec<Resnet>, Option<Conv>)]) -> Tensor {
+        for (resnets, upsample) in levels {
             for resnet in resnets {
                 h = resnet.forward(g, h, None, None);
             }
@@ -133,8 +157,7 @@ impl Decoder {
                 h = conv2d(g, h, None, conv, Taps::resized(double), Epilogue::default());
             }
         }
-        let h = group_norm(g, h, None, &self.norm_out, self.groups, true);
-        conv2d(g, h, None, &self.conv_out, Taps::same(3), Epilogue { f32_out: true, ..Default::default() })
+        h
     }
 }
 
@@ -167,7 +190,7 @@ impl Encoder {
             true => Some(l.conv("quant_conv", 2 * z, 2 * z, 1).await?),
             false => None,
         };
-        Ok(Encoder {
+        let encoder = Encoder {
             conv_in,
             down,
             mid,
@@ -175,14 +198,32 @@ impl Encoder {
             conv_out: l.conv("encoder.conv_out", c, 2 * z, 3).await?,
             quant,
             groups: groups as u32,
-        })
+        };
+        l.finish().await?;
+        Ok(encoder)
     }
 
     /// Picture [B, H, W, 4] (red, green, blue in -1 .. 1, and a zero) → [B, h, w, 8] f32: mean, then log variance,
     /// unscaled.
     pub fn forward(&self, g: &mut Graph, x: Tensor) -> Tensor {
-        let mut h = conv2d(g, x, None, &self.conv_in, Taps::same(3), Epilogue::default());
-        for (resnets, downsample) in &self.down {
+        let levels = self.down.len();
+        let h = self.head(g, x, levels);
+        self.tail(g, h, levels)
+    }
+
+    /// Levels of the way down.
+    pub fn levels(&self) -> usize {
+        self.down.len()
+    }
+
+    /// Picture [B, H, W, 4] → what level `levels` of the way down takes. But for its norms this looks at neighbours alone.
+    pub fn head(&self, g: &mut Graph, x: Tensor, levels: usize) -> Tensor {
+        let h = conv2d(g, x, None, &self.conv_in, Taps::same(3), Epilogue::default());
+        Self::descend(g, h, &self.down[..levels])
+    }
+
+    fn descend(g: &mut Graph, mut h: Tensor, levels: &[(Vec<Resnet>, Option<Conv>)]) -> Tensor {
+        for (resnets, downsample) in levels {
             for resnet in resnets {
                 h = resnet.forward(g, h, None, None);
             }
@@ -190,6 +231,12 @@ impl Encoder {
                 h = conv2d(g, h, None, conv, Taps::half_after(), Epilogue::default());
             }
         }
+        h
+    }
+
+    /// What level `levels` of the way down takes → [B, h, w, 8] f32, as [`Encoder::forward`].
+    pub fn tail(&self, g: &mut Graph, h: Tensor, levels: usize) -> Tensor {
+        let h = Self::descend(g, h, &self.down[levels..]);
         let h = self.mid.forward(g, h);
         let h = group_norm(g, h, None, &self.norm_out, self.groups, true);
         let out = Epilogue { f32_out: true, ..Default::default() };

@@ -1,7 +1,7 @@
 //! group_norm: normalise groups of channels over an image, with SiLU if asked; two sources in place of a concatenation.
 
 use super::{Norm, source, vec4_of};
-use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
+use crate::gpu::graph::{Graph, Node, Statistics, Sums, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
 static SUMS: Source = source!("group_norm/sums.wgsl", "lib/linear.wgsl");
@@ -16,41 +16,44 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     let channels = x_channels + y_channels;
     assert!(channels.is_multiple_of(groups), "group_norm: {channels} channels in {groups} groups");
     assert_eq!(norm.gamma.dims[3], channels, "group_norm: gamma for {:?} + {y_channels}", x.dims);
-    let pixels = h * w;
-    // Enough chunks to fill a GPU, few enough for one thread to merge them.
-    let chunk = pixels.div_ceil(64).max(16);
-    let chunks = pixels.div_ceil(chunk);
-    let (x4, y4, c4) = (x_channels / 4, y_channels / 4, channels / 4);
     let sources = [x, y.unwrap_or(x)];
-    let two = ("TWO_SOURCES", Value::Bool(y.is_some()));
     let elem = ("elem4", vec4_of(x.dtype));
-    let sums = g.activation_f32("group norm sums", [batch, chunks, c4, 8]);
+    let two = ("TWO_SOURCES", Value::Bool(y.is_some()));
+    let (x4, y4, c4) = (x_channels / 4, y_channels / 4, channels / 4);
+    let pixels = h * w;
+    let elements = x.len() + y.map_or(0, |y| y.len());
+    let given = match &mut g.statistics {
+        Statistics::Tile(tile) => tile.given.pop_front(),
+        Statistics::Own => None,
+    };
+    let sums = match given {
+        // Of the whole image, merged into one chunk.
+        Some((tensor, pixels)) => Sums { tensor, pixels, chunk: pixels, nodes: 0 },
+        None => record_sums(g, sources, &[elem.clone(), two.clone()], [x4, y4]),
+    };
+    assert_eq!(sums.tensor.dims[2..], [c4, 8], "group_norm: statistics for {channels} channels");
     let affine = g.activation_f32("group norm affine", [batch, 1, c4, 8]);
     let out = g.activation("group norm", [batch, h, w, channels]);
     assert_eq!(out.dtype, x.dtype, "group_norm: input and output types");
-    let elements = x.len() + y.map_or(0, |y| y.len());
-    g.push(Node {
-        op: "group_norm",
-        variant: "sums",
-        kernel: Kernel { source: &SUMS, libs: vec![], head: vec![elem.clone(), two.clone()] },
-        reads: sources.to_vec(),
-        writes: vec![sums],
-        dims: vec![batch, pixels, x4, y4, chunks, chunk],
-        step: false,
-        grid: linear_grid(u64::from(batch * chunks) * u64::from(c4), 64),
-        flops: 3 * elements,
-    });
     let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
     g.push(Node {
         op: "group_norm",
         variant: "merge",
         kernel: Kernel { source: &MERGE, libs: vec![], head: vec![] },
-        reads: vec![sums, gamma, beta],
+        reads: vec![sums.tensor, gamma, beta],
         writes: vec![affine],
-        dims: vec![batch, pixels, channels, channels / groups, chunks, chunk, norm.eps.to_bits()],
+        dims: vec![
+            batch,
+            sums.pixels,
+            channels,
+            channels / groups,
+            sums.tensor.dims[1],
+            sums.chunk,
+            norm.eps.to_bits(),
+        ],
         step: false,
         grid: linear_grid(u64::from(batch) * u64::from(channels), 64),
-        flops: 8 * sums.len(),
+        flops: 8 * sums.tensor.len(),
     });
     g.push(Node {
         op: "group_norm",
@@ -64,4 +67,45 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
         flops: 2 * elements,
     });
     out
+}
+
+/// Record the sums of the image's own pixels; a tile remembers the first that it was not given.
+fn record_sums(g: &mut Graph, sources: [Tensor; 2], head: &[(&'static str, Value)], [x4, y4]: [u32; 2]) -> Sums {
+    let [batch, h, w, _] = sources[0].dims;
+    let whole = [[0, h], [0, w]];
+    let [rows, columns] = match &g.statistics {
+        // At another resolution than where the tile was cut, its own part is scaled.
+        Statistics::Tile(tile) => {
+            let scaled = |own: [u32; 2], now: u32, then: u32| own.map(|n| n * now / then);
+            [scaled(tile.own[0], h, tile.size[0]), scaled(tile.own[1], w, tile.size[1])]
+        }
+        Statistics::Own => whole,
+    };
+    let inner = columns[1] - columns[0];
+    let pixels = (rows[1] - rows[0]) * inner;
+    // Enough chunks to fill a GPU, few enough for one thread to merge them.
+    let chunk = pixels.div_ceil(64).max(16);
+    let chunks = pixels.div_ceil(chunk);
+    let c4 = x4 + y4;
+    let sums = g.activation_f32("group norm sums", [batch, chunks, c4, 8]);
+    g.push(Node {
+        op: "group_norm",
+        variant: "sums",
+        kernel: Kernel {
+            source: &SUMS,
+            libs: vec![],
+            head: [head, &[("INSIDE", Value::Bool([rows, columns] != whole))]].concat(),
+        },
+        reads: sources.to_vec(),
+        writes: vec![sums],
+        dims: vec![batch, pixels, x4, y4, chunks, chunk, h * w, w, inner, rows[0] * w + columns[0]],
+        step: false,
+        grid: linear_grid(u64::from(batch * chunks) * u64::from(c4), 64),
+        flops: 12 * u64::from(batch * pixels) * u64::from(c4),
+    });
+    let found = Sums { tensor: sums, pixels, chunk, nodes: g.nodes().len() };
+    if let Statistics::Tile(tile) = &mut g.statistics {
+        tile.next.get_or_insert(found);
+    }
+    found
 }

@@ -6,6 +6,7 @@ use crate::gpu::kernel::{Source, Value};
 use crate::gpu::{Buffer, Caps};
 
 pub mod attention;
+pub mod blend;
 pub mod conv2d;
 pub mod degrade;
 pub mod group_norm;
@@ -14,6 +15,7 @@ pub mod layer_norm;
 pub mod lincomb;
 pub mod matmul;
 pub mod pack;
+pub mod repack;
 pub mod time_embedding;
 
 /// One row of an op's table: a kernel, what the device must have, which shapes it takes, and its grid.

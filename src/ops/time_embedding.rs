@@ -13,10 +13,21 @@ pub fn frequencies(half: u32, shift: f32) -> Vec<f32> {
     (0..half).map(|i| (-step * f64::from(i)).exp() as f32).collect()
 }
 
-/// Record [1, 1, rows, 2 half] f32: cosines then sines (`cos_first`, diffusers' flip_sin_to_cos) of the timesteps of this call.
-/// `timesteps` holds [calls, rows] floats, `frequencies` half.
-pub fn time_embedding(g: &mut Graph, timesteps: Tensor, frequencies: &Param, rows: u32, cos_first: bool) -> Tensor {
+/// How many timesteps a call has.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    /// In the tensor of timesteps.
+    pub given: u32,
+    /// In the result, a multiple of those: repeated in turn.
+    pub out: u32,
+}
+
+/// Record [1, 1, rows.out, 2 half] f32: cosines then sines (`cos_first`, diffusers' flip_sin_to_cos) of the timesteps of this
+/// call. `timesteps` holds [calls, rows.given] floats, `frequencies` half.
+pub fn time_embedding(g: &mut Graph, timesteps: Tensor, frequencies: &Param, rows: Rows, cos_first: bool) -> Tensor {
     let half = frequencies.dims[3];
+    assert!(rows.out.is_multiple_of(rows.given), "time_embedding: {rows:?}");
+    let Rows { given, out: rows } = rows;
     let table = frequencies.bind(g);
     let out = g.activation_f32("time embedding", [1, 1, rows, 2 * half]);
     g.push(Node {
@@ -25,7 +36,7 @@ pub fn time_embedding(g: &mut Graph, timesteps: Tensor, frequencies: &Param, row
         kernel: Kernel { source: &PORTABLE, libs: vec![], head: vec![("COS_FIRST", Value::Bool(cos_first))] },
         reads: vec![timesteps, table],
         writes: vec![out],
-        dims: vec![rows, half],
+        dims: vec![rows, half, given],
         step: true,
         grid: linear_grid(u64::from(rows) * u64::from(half), 64),
         flops: 20 * out.len(),

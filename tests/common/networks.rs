@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
+use scumble::files::Bytes;
 use scumble::noise::randn;
 use scumble::probe::HostTensor;
-use scumble::weights::{Bytes, Weights};
+use scumble::weights::Weights;
 
 /// A path under tests/data.
 pub fn data(name: &str) -> PathBuf {

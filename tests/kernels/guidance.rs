@@ -8,8 +8,17 @@ use crate::compare::{F32, check};
 use crate::harness::everywhere;
 use crate::values::{Host, normal};
 
-const STEP: Step =
-    Step { call: 0, c_in: 0.3, c_skip: 0.9, c_out: -2.5, cfg: 7.5, sag_scale: 0.75, threshold: 1.0, blur: [0.0; 5] };
+const STEP: Step = Step {
+    call: 0,
+    c_in: 0.3,
+    c_skip: 0.9,
+    c_out: -2.5,
+    sigma: 0.0,
+    cfg: 7.5,
+    sag_scale: 0.75,
+    threshold: 1.0,
+    blur: [0.0; 5],
+};
 
 /// D = c_skip x + c_out output
 fn denoised(step: &Step, x: f64, output: f64) -> f64 {

@@ -8,6 +8,7 @@ mod harness;
 mod values;
 
 mod attention;
+mod blend;
 mod conv2d;
 mod degrade;
 mod epilogue;
@@ -18,4 +19,5 @@ mod lincomb;
 mod mass;
 mod matmul;
 mod pack;
+mod repack;
 mod time_embedding;

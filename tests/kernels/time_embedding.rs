@@ -2,7 +2,7 @@
 
 use scumble::denoiser::Step;
 use scumble::gpu::DType;
-use scumble::ops::time_embedding::{frequencies, time_embedding};
+use scumble::ops::time_embedding::{Rows, frequencies, time_embedding};
 
 use crate::compare::{F32, check};
 use crate::harness::everywhere;
@@ -27,7 +27,7 @@ fn check_case(times: &Host, rows: u32, call: u32, half: u32, shift: f32, cos_fir
         let timesteps = run.bind(times);
         let host = Host::new([1, 1, 1, half], DType::F32, table.iter().map(|&f| f64::from(f)));
         let param = host.param(&run.gpu);
-        let out = time_embedding(&mut run.g, timesteps, &param, rows, cos_first);
+        let out = time_embedding(&mut run.g, timesteps, &param, Rows { given: rows, out: rows }, cos_first);
         assert_eq!((out.dims, out.dtype), ([1, 1, rows, 2 * half], DType::F32));
         let got = run.finish_steps(&[Step { call, ..Default::default() }], &[out]);
         let own = &times.values[(call * rows) as usize..][..rows as usize];
@@ -68,4 +68,19 @@ fn the_frequencies_fall_from_one() {
     for (got, expected) in table.iter().zip(expected) {
         assert!((f64::from(*got) / expected - 1.0).abs() < 1e-7, "{got} for {expected}");
     }
+}
+
+/// One timestep for two prompts, as SDXL needs it.
+#[test]
+fn rows_repeat_the_timesteps() {
+    everywhere("time_embedding", |place| {
+        let table = frequencies(8, 0.0);
+        let times = Host::new([1, 1, 1, 4], DType::F32, [3.0, 500.0, 7.0, 999.0]);
+        let mut run = place.start(DType::F32);
+        let timesteps = run.bind(&times);
+        let param = Host::new([1, 1, 1, 8], DType::F32, table.iter().map(|&f| f64::from(f))).param(&run.gpu);
+        let out = time_embedding(&mut run.g, timesteps, &param, Rows { given: 2, out: 6 }, true);
+        let got = run.finish_steps(&[Step { call: 1, ..Default::default() }], &[out]);
+        check(place, F32, "2 rows to 6", &got[0], &reference(&[7.0, 999.0, 7.0, 999.0, 7.0, 999.0], &table, true));
+    });
 }

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use scumble::files::Files;
 use scumble::gpu::{Gpu, GpuOptions};
-use scumble::weights::Files;
-use scumble::{Error, Pipeline, Precision, Request, Result};
+use scumble::text::{Embeddings, Style};
+use scumble::{Checkpoint, Error, LoadOptions, Pipeline, Precision, Request, Result, Source};
 
 /// Stable Diffusion with Self-Attention Guidance (SAG) on any Vulkan, Metal or DX12 GPU.
 #[derive(Parser)]
@@ -70,18 +71,29 @@ impl DeviceArgs {
 /// Which model.
 #[derive(clap::Args, Clone)]
 pub struct ModelArgs {
-    /// A diffusers folder; the embedded model if left out
+    /// A .safetensors file or a diffusers folder; the embedded model if left out
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
+    /// A VAE in place of the model's
+    #[arg(long, value_name = "FILE")]
+    vae: Option<PathBuf>,
+    /// A text encoder in place of the model's (twice for SDXL)
+    #[arg(long, value_name = "FILE")]
+    clip: Vec<PathBuf>,
+    /// A LoRA and its strength; may be given several times
+    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    lora: Vec<String>,
 }
 
 impl ModelArgs {
     /// Its files.
-    pub fn files(&self) -> Result<Files> {
-        match &self.model {
-            Some(path) => Files::open(path),
-            None => Ok(Files::Embedded(scumble_model::FILES)),
-        }
+    pub fn open(&self) -> Result<Checkpoint> {
+        let files = match &self.model {
+            Some(path) => Files::open(path)?,
+            None => Files::Embedded(scumble_model::FILES),
+        };
+        let loras = self.lora.iter().map(|text| lora(text)).collect();
+        Checkpoint::open(&Source { files, vae: self.vae.clone(), clip: self.clip.clone(), loras })
     }
 
     /// Its name, for the picture's parameters.
@@ -90,6 +102,96 @@ impl ModelArgs {
             self.model.as_ref().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
         stem.unwrap_or_else(|| "embedded".into())
     }
+
+    /// Its LoRAs, as A1111 names them in a picture's parameters.
+    pub fn loras(&self) -> Vec<(String, f32)> {
+        let named = |text: &String| {
+            let (path, strength) = lora(text);
+            (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), strength)
+        };
+        self.lora.iter().map(named).collect()
+    }
+}
+
+/// FILE or FILE:STRENGTH; a colon before anything but a number is part of the name.
+fn lora(text: &str) -> (PathBuf, f32) {
+    let split = text.rsplit_once(':').and_then(|(path, strength)| Some((path, strength.parse::<f32>().ok()?)));
+    match split {
+        Some((path, strength)) => (path.into(), strength),
+        None => (text.into(), 1.0),
+    }
+}
+
+/// How prompts are read.
+#[derive(clap::Args, Clone)]
+pub struct TextArgs {
+    /// What weights like (word:1.2) mean: comfy, a1111
+    #[arg(long, default_value = "comfy", value_name = "STYLE")]
+    prompt_style: String,
+    /// Which layer of the text encoder is read, counted from the last: 1, 2, .. [default: the model's own]
+    #[arg(long, allow_hyphen_values = true, value_name = "N")]
+    clip_skip: Option<i64>,
+    /// Where `embedding:NAME` finds textual inversions [default: the folder `embeddings` beside the model]
+    #[arg(long, value_name = "DIR")]
+    embeddings: Option<PathBuf>,
+}
+
+impl TextArgs {
+    /// `--prompt-style`.
+    pub fn style(&self) -> Result<Style> {
+        self.prompt_style.parse()
+    }
+
+    /// `--clip-skip`.
+    pub fn skip(&self) -> Result<Option<u32>> {
+        self.clip_skip.map(|skip| whole("clip-skip", skip, "a whole number from 1 (the last layer) to 12")).transpose()
+    }
+
+    /// `--embeddings`.
+    pub fn embeddings(&self, model: &ModelArgs) -> Embeddings {
+        let beside = || Some(model.model.as_ref()?.parent()?.join("embeddings"));
+        match self.embeddings.clone().or_else(beside) {
+            Some(folder) => Embeddings::folder(folder),
+            None => Embeddings::none(),
+        }
+    }
+}
+
+/// The picture to start from.
+#[derive(clap::Args, Clone)]
+pub struct InitArgs {
+    /// Start from this picture (PNG, JPEG, WebP, BMP)
+    #[arg(long, value_name = "IMAGE")]
+    init: Option<PathBuf>,
+    /// How far back it is noised: 1 wholly, 0.5 half of the way
+    #[arg(long, default_value_t = 1.0, allow_hyphen_values = true, value_name = "X")]
+    denoise: f32,
+    /// Repaint it only where this picture is white
+    #[arg(long, value_name = "IMAGE", requires = "init")]
+    mask: Option<PathBuf>,
+    /// Blur the mask by so many pixels
+    #[arg(long, default_value_t = 4.0, allow_hyphen_values = true, value_name = "X")]
+    mask_feather: f32,
+}
+
+/// SDXL's conditioning on sizes.
+#[derive(clap::Args, Clone)]
+pub struct SizeArgs {
+    /// SDXL: the size that a training picture had before it was scaled [default: the picture's]
+    #[arg(long, value_name = "WxH")]
+    original_size: Option<String>,
+    /// SDXL: what was cut from it, left and top
+    #[arg(long, value_name = "X,Y", default_value = "0,0", hide_default_value = true)]
+    crop: String,
+    /// SDXL: the size that it was brought to [default: the picture's]
+    #[arg(long, value_name = "WxH")]
+    target_size: Option<String>,
+}
+
+/// Two whole numbers.
+fn numbers(what: &str, text: &str, between: char) -> Result<[u32; 2]> {
+    let pair = text.split_once(between).and_then(|(a, b)| Some([a.trim().parse().ok()?, b.trim().parse().ok()?]));
+    pair.ok_or_else(|| Error::invalid(what, format!("two whole numbers: 1024{between}1024"), text))
 }
 
 /// Options of generate and compare.
@@ -103,6 +205,18 @@ pub struct GenerateArgs {
     negative: String,
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    text: TextArgs,
+    #[command(flatten)]
+    init: InitArgs,
+    #[command(flatten)]
+    sizes: SizeArgs,
+    /// Cut the picture into tiles of so many pixels for the VAE [default: only where it does not fit whole]
+    #[arg(long, allow_hyphen_values = true, value_name = "PIXELS")]
+    vae_tile: Option<i64>,
+    /// Hold one part of the model on the device at a time: slower, in less memory
+    #[arg(long)]
+    lowmem: bool,
     /// The picture's file; with a batch, NAME-1.png and so on [default: a new scumble-SEED.png]
     #[arg(short, long, value_name = "OUT.png")]
     pub out: Option<PathBuf>,
@@ -178,11 +292,25 @@ impl GenerateArgs {
             sag_scale: if self.no_sag { 0.0 } else { self.sag_scale },
             sag_blur_sigma: self.sag_blur_sigma,
             sag_threshold: self.sag_threshold,
+            denoise: self.init.denoise,
+            clip_skip: self.text.skip()?,
+            prompt_style: self.text.style()?,
+            original_size: self.sizes.original_size.as_deref().map(|t| numbers("original-size", t, 'x')).transpose()?,
+            crop: numbers("crop", &self.sizes.crop, ',')?,
+            target_size: self.sizes.target_size.as_deref().map(|t| numbers("target-size", t, 'x')).transpose()?,
+            vae_tile: self.vae_tile.map(|n| whole("vae-tile", n, "a multiple of 8 from 64 to 16384")).transpose()?,
+            init: None,
             latents: None,
             profile: self.profile,
         };
         if let Some(path) = &self.latents_in {
             self.take_latents(path, &mut request)?;
+        }
+        if let Some(path) = &self.init.init {
+            let size = [request.width, request.height];
+            let init = crate::pictures::init(path, self.init.mask.as_deref(), self.init.mask_feather, size)?;
+            (request.width, request.height) = (Some(init.image.width), Some(init.image.height));
+            request.init = Some(init);
         }
         request.check()?;
         Ok(request)
@@ -223,11 +351,15 @@ impl GenerateArgs {
         }
     }
 
-    /// Device and model of these options.
-    pub fn load(&self) -> Result<Pipeline> {
-        let files = self.model.files()?;
+    /// Device and model of these options, and the milliseconds that the model took.
+    pub fn load(&self) -> Result<(Pipeline, f64)> {
         let gpu = self.device.open()?;
-        pollster::block_on(Pipeline::load(&gpu, &files, self.device.precision()?))
+        let since = std::time::Instant::now();
+        let model = self.model.open()?;
+        let options = LoadOptions { precision: self.device.precision()?, lowmem: self.lowmem };
+        let mut pipeline = pollster::block_on(Pipeline::load(&gpu, model, options))?;
+        pipeline.embeddings = self.text.embeddings(&self.model);
+        Ok((pipeline, since.elapsed().as_secs_f64() * 1e3))
     }
 }
 
@@ -273,6 +405,8 @@ pub enum Part {
     Tokens {
         #[command(flatten)]
         model: ModelArgs,
+        #[command(flatten)]
+        text: TextArgs,
         /// The prompt
         #[arg(long)]
         prompt: String,
@@ -281,6 +415,8 @@ pub enum Part {
     Clip {
         #[command(flatten)]
         model: ModelArgs,
+        #[command(flatten)]
+        text: TextArgs,
         /// The prompt
         #[arg(long)]
         prompt: String,

@@ -16,19 +16,18 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| format!("scumble-{}-compare.png", request.seed).into());
     let paths = outputs(Some(&out), request.seed, request.batch);
     check_writable(&paths)?;
-    let pipeline = args.load()?;
+    let (pipeline, load_ms) = args.load()?;
     let plain = make(&pipeline, &Request { sag_scale: 0.0, ..request.clone() }, "without SAG")?;
     let made = make(&pipeline, &request, "with SAG")?;
     let total = sum(&made.masks);
-    let model = args.model.name();
-    let texts = (parameters(&made.request, &model), json!(made.request).to_string());
+    let texts = (parameters(&made.request, &args.model), json!(made.request).to_string());
     for (i, path) in paths.iter().enumerate() {
         let area = total.len() / paths.len();
         let picture = panel(&plain.images[i], &made, i, &total[i * area..][..area]);
         write_atomic(path, &picture.encode_png(&[("parameters", &texts.0), ("scumble", &texts.1)])?)?;
     }
     write_extras(args, &made)?;
-    report(args, &pipeline, &made, &paths);
+    report(args, &pipeline, load_ms, &made, &paths);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use scumble::schedule::scheduler;
 use scumble::{Error, Generated, Pipeline, Request, Result};
 use serde_json::json;
 
-use crate::args::GenerateArgs;
+use crate::args::{GenerateArgs, ModelArgs};
 use crate::progress::Bar;
 use crate::tensors;
 
@@ -21,16 +21,15 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     let paths = outputs(args.out.as_deref(), request.seed, request.batch);
     check_writable(&paths)?;
-    let pipeline = args.load()?;
+    let (pipeline, load_ms) = args.load()?;
     let made = make(&pipeline, &request, "generate")?;
-    let model = args.model.name();
-    let parameters = parameters(&made.request, &model);
+    let parameters = parameters(&made.request, &args.model);
     let request_json = json!(made.request).to_string();
     for (image, path) in made.images.iter().zip(&paths) {
         write_atomic(path, &image.encode_png(&[("parameters", &parameters), ("scumble", &request_json)])?)?;
     }
     write_extras(args, &made)?;
-    report(args, &pipeline, &made, &paths);
+    report(args, &pipeline, load_ms, &made, &paths);
     Ok(())
 }
 
@@ -107,7 +106,7 @@ pub fn check_writable(paths: &[PathBuf]) -> Result<()> {
 }
 
 /// A1111's infotext: prompt, negative prompt, settings.
-pub fn parameters(r: &Request, model: &str) -> String {
+pub fn parameters(r: &Request, model: &ModelArgs) -> String {
     let mut text = r.prompt.clone();
     if !r.negative_prompt.is_empty() {
         text += &format!("\nNegative prompt: {}", r.negative_prompt);
@@ -115,13 +114,27 @@ pub fn parameters(r: &Request, model: &str) -> String {
     let label = sampler(&r.sampler).map_or(r.sampler.as_str(), |s| s.label);
     let schedule = scheduler(&r.scheduler).map_or(r.scheduler.as_str(), |s| s.label);
     text += &format!(
-        "\nSteps: {}, Sampler: {label}, Schedule type: {schedule}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {model}",
+        "\nSteps: {}, Sampler: {label}, Schedule type: {schedule}, CFG scale: {}, Seed: {}, Size: {}x{}",
         r.steps,
         r.cfg,
         r.seed,
         r.width.unwrap_or(0),
         r.height.unwrap_or(0)
     );
+    text += &format!(", Model: {}", model.name());
+    if let Some(init) = &r.init {
+        text += &format!(", Denoising strength: {}", r.denoise);
+        if init.mask.is_some() {
+            text += &format!(", Mask blur: {}", init.feather);
+        }
+    }
+    if let Some(skip) = r.clip_skip {
+        text += &format!(", Clip skip: {skip}");
+    }
+    let loras: Vec<String> = model.loras().iter().map(|(name, strength)| format!("{name}: {strength}")).collect();
+    if !loras.is_empty() {
+        text += &format!(", LoRAs: \"{}\"", loras.join(", "));
+    }
     if r.sag_scale != 0.0 {
         text += &format!(
             ", SAG scale: {}, SAG blur sigma: {}, SAG threshold: {}",
@@ -162,7 +175,7 @@ pub fn sum(masks: &[Vec<f32>]) -> Vec<f32> {
 }
 
 /// What was made: as JSON on stdout, or in words on stderr.
-pub fn report(args: &GenerateArgs, pipeline: &Pipeline, made: &Generated, paths: &[PathBuf]) {
+pub fn report(args: &GenerateArgs, pipeline: &Pipeline, load_ms: f64, made: &Generated, paths: &[PathBuf]) {
     let rows = made.profile.as_ref().map(|profile| profile.rows()).unwrap_or_default();
     if args.json {
         let files: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
@@ -173,6 +186,7 @@ pub fn report(args: &GenerateArgs, pipeline: &Pipeline, made: &Generated, paths:
             "precision": pipeline.dtype(),
             "sigmas": made.sigmas,
             "warnings": made.warnings,
+            "load_ms": load_ms,
             "timings_ms": made.timings,
             "memory": made.memory,
             "peak_gpu_bytes": made.memory.peak,
@@ -183,7 +197,8 @@ pub fn report(args: &GenerateArgs, pipeline: &Pipeline, made: &Generated, paths:
     }
     let t = &made.timings;
     eprintln!(
-        "text {:.2} s, prepare {:.2} s, sample {:.2} s ({:.2} it/s), decode {:.2} s, total {:.2} s; GPU memory at peak {:.0} MB",
+        "load {:.2} s, text {:.2} s, prepare {:.2} s, sample {:.2} s ({:.2} it/s), decode {:.2} s, total {:.2} s; GPU memory at peak {:.0} MB",
+        load_ms / 1e3,
         t.text / 1e3,
         t.prepare / 1e3,
         t.sample / 1e3,

@@ -1,9 +1,8 @@
 //! `scumble info`: what there is to run on, and what a model is.
 
 use scumble::gpu::{Caps, Gpu};
-use scumble::model::config::{ClipConfig, NoiseConfig, UNetConfig, VaeConfig};
-use scumble::weights::Files;
-use scumble::{Error, Result, ops};
+use scumble::weights::Weights;
+use scumble::{LoadOptions, Pipeline, Request, Result, ops};
 use serde_json::{Value, json};
 
 use crate::args::InfoArgs;
@@ -13,7 +12,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     let adapters = pollster::block_on(Gpu::adapters());
     let gpu = args.device.open()?;
     args.device.precision()?;
-    let model = model(&args.model.files()?, &args.model.name())?;
+    let model = model(args, &gpu)?;
     let variants: serde_json::Map<String, Value> =
         ops::chosen(&gpu).into_iter().map(|(op, variant)| (op.to_owned(), json!(variant))).collect();
     if args.json {
@@ -62,25 +61,79 @@ fn describe(c: &Caps) -> String {
     )
 }
 
-/// A model's parts in words and numbers.
-fn model(files: &Files, name: &str) -> Result<Value> {
-    let read = |path: &str| Ok::<_, Error>((files.path(path), files.text(path)?));
-    let (path, text) = read("unet/config.json")?;
-    let unet = UNetConfig::parse(&path, &text)?;
-    let (path, text) = read("vae/config.json")?;
-    let vae = VaeConfig::parse(&path, &text)?;
-    let (path, text) = read("text_encoder/config.json")?;
-    let clip = ClipConfig::parse(&path, &text)?;
-    let (path, text) = read("scheduler/scheduler_config.json")?;
-    let noise = NoiseConfig::parse(&path, &text)?;
-    let channels: Vec<usize> = unet.levels.iter().map(|level| level.channels).collect();
-    let side = unet.sample_size as u32 * vae.factor();
-    Ok(json!({
-        "name": name,
-        "size": format!("{side}x{side} pixels, latents of 1/{}", vae.factor()),
-        "unet": format!("channels {channels:?}, context {}", unet.cross_dim),
-        "text encoder": format!("CLIP, {} layers of {}", clip.num_hidden_layers, clip.hidden_size),
-        "vae": format!("channels {:?}, scaling factor {}", vae.block_out_channels, vae.scaling_factor),
-        "predicts": noise.prediction_type,
-    }))
+/// A model's parts in words and numbers, and what a picture of its own size needs on this device.
+fn model(args: &InfoArgs, gpu: &Gpu) -> Result<Value> {
+    let model = args.model.open()?;
+    let config = &model.unet.config;
+    let channels: Vec<usize> = config.levels.iter().map(|level| level.channels).collect();
+    let size = model.size();
+    let stored = |weights: &Weights| {
+        let types: Vec<String> =
+            weights.sizes().1.into_iter().map(|(kind, n)| format!("{} MB {kind}", n / 1_000_000)).collect();
+        types.join(", ")
+    };
+    let text = match model.texts() {
+        Err(missing) => json!(missing.to_string()),
+        Ok(texts) => {
+            let one = |text: &scumble::checkpoint::TextPart| {
+                let c = &text.part.config;
+                let last =
+                    if text.skip == 1 { String::new() } else { format!(", read {} from the last", text.skip - 1) };
+                format!(
+                    "CLIP, {} layers of {}{last}; {}",
+                    c.num_hidden_layers,
+                    c.hidden_size,
+                    stored(&text.part.weights)
+                )
+            };
+            json!(texts.iter().map(one).collect::<Vec<String>>().join(" | "))
+        }
+    };
+    let vae = match model.vae() {
+        Err(missing) => json!(missing.to_string()),
+        Ok(vae) => {
+            let c = &vae.config;
+            json!(format!(
+                "channels {:?}, scaling factor {}; {}",
+                c.block_out_channels,
+                c.scaling_factor,
+                stored(&vae.weights)
+            ))
+        }
+    };
+    let mut parts = json!({
+        "name": args.model.name(),
+        "family": model.family,
+        "decided by": model.decided,
+        "size": format!("{size}x{size} pixels, latents of 1/8"),
+        "unet": format!("channels {channels:?}, context {}; {}", config.cross_dim, stored(&model.unet.weights)),
+        "text encoder": text,
+        "vae": vae,
+        "predicts": model.noise.prediction_type,
+    });
+    if !model.warnings.is_empty() {
+        parts["warnings"] = json!(model.warnings.join("; "));
+    }
+    if model.texts().is_ok() && model.vae().is_ok() {
+        let options = LoadOptions { precision: args.device.precision()?, lowmem: true };
+        let pipeline = pollster::block_on(Pipeline::plan(gpu, model, options))?;
+        let request = Request::default();
+        match pollster::block_on(pipeline.foresee(&request)) {
+            Ok(low) => {
+                let m = low.model;
+                let loading = m.text.loading.max(m.unet.loading).max(m.decoder.loading);
+                let whole = m.weights() + low.text.max(low.sample).max(low.decode).max(loading);
+                parts["GPU bytes"] = json!({
+                    "weights": m.weights(),
+                    "text encoders": m.text.weights,
+                    "unet": m.unet.weights,
+                    "vae decoder": m.decoder.weights,
+                    "picture": whole,
+                    "picture with --lowmem": low.peak,
+                });
+            }
+            Err(e) => parts["GPU bytes"] = json!(e.to_string()),
+        }
+    }
+    Ok(parts)
 }

@@ -4,6 +4,7 @@ mod args;
 mod compare;
 mod generate;
 mod info;
+mod pictures;
 mod probe;
 mod progress;
 mod tensors;

@@ -1,6 +1,6 @@
 //! `scumble probe`: one part on given tensors.
 
-use scumble::probe::{self, HostTensor, UNetInput};
+use scumble::probe::{self, HostTensor, Reading, UNetInput};
 use scumble::{Error, Result, noise};
 use serde_json::json;
 
@@ -10,13 +10,16 @@ use crate::tensors::{Tensors, write};
 /// Run the command.
 pub fn run(part: &Part) -> Result<()> {
     match part {
-        Part::Tokens { model, prompt } => {
-            let tokens = probe::tokens(&model.files()?, prompt)?;
-            crate::print(json!({ "ids": [tokens.ids] }));
+        Part::Tokens { model, text, prompt } => {
+            let ids = probe::tokens(&model.open()?, &text.embeddings(model), prompt, text.style()?)?;
+            crate::print(json!({ "ids": ids }));
             Ok(())
         }
-        Part::Clip { model, prompt, output, device } => {
-            let (hidden, pooled) = pollster::block_on(probe::clip(&device.open()?, &model.files()?, prompt))?;
+        Part::Clip { model, text, prompt, output, device } => {
+            let reading = Reading { style: text.style()?, clip_skip: text.skip()? };
+            let (checkpoint, embeddings) = (model.open()?, text.embeddings(model));
+            let gpu = device.open()?;
+            let (hidden, pooled) = pollster::block_on(probe::clip(&gpu, &checkpoint, &embeddings, prompt, reading))?;
             write(output, &[("hidden_states", &hidden), ("pooled", &pooled)])
         }
         Part::Unet { model, files, sag_map, device } => {
@@ -25,27 +28,31 @@ pub fn run(part: &Part) -> Result<()> {
                 sample: tensors.take("sample")?,
                 timestep: tensors.take("timestep")?,
                 encoder_hidden_states: tensors.take("encoder_hidden_states")?,
+                added: match tensors.has("text_embeds") || tensors.has("time_ids") {
+                    true => Some((tensors.take("text_embeds")?, tensors.take("time_ids")?)),
+                    false => None,
+                },
             };
             let (gpu, precision) = (device.open()?, device.precision()?);
-            let (sample, mass) = pollster::block_on(probe::unet(&gpu, &model.files()?, precision, &input, *sag_map))?;
+            let (sample, mass) = pollster::block_on(probe::unet(&gpu, &model.open()?, precision, &input, *sag_map))?;
             let mut out = vec![("sample", &sample)];
             out.extend(mass.as_ref().map(|mass| ("mass", mass)));
             write(&files.output, &out)
         }
         Part::VaeDecode { model, files, device } => {
             let sample = Tensors::open(&files.input)?.take("sample")?;
-            let out = pollster::block_on(probe::vae_decode(&device.open()?, &model.files()?, &sample))?;
+            let out = pollster::block_on(probe::vae_decode(&device.open()?, &model.open()?, &sample))?;
             write(&files.output, &[("sample", &out)])
         }
         Part::VaeEncode { model, files, device } => {
             let sample = Tensors::open(&files.input)?.take("sample")?;
-            let (mean, logvar) = pollster::block_on(probe::vae_encode(&device.open()?, &model.files()?, &sample))?;
+            let (mean, logvar) = pollster::block_on(probe::vae_encode(&device.open()?, &model.open()?, &sample))?;
             write(&files.output, &[("mean", &mean), ("logvar", &logvar)])
         }
         Part::Schedule { model, scheduler, steps, denoise } => {
             let expected = "a whole number from 1 to 10000";
             let steps = usize::try_from(*steps).map_err(|_| Error::invalid("steps", expected, steps))?;
-            crate::print(json!(probe::schedule(&model.files()?, scheduler, steps, *denoise)?));
+            crate::print(json!(probe::schedule(&model.open()?, scheduler, steps, *denoise)?));
             Ok(())
         }
         Part::Noise { seed, shape, output, .. } => {

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
+use scumble::files::Bytes;
 use scumble::image::write_atomic;
 use scumble::probe::HostTensor;
-use scumble::weights::{Bytes, Weights};
+use scumble::weights::Weights;
 use scumble::{Error, Result};
 
 /// An open file of tensors.
@@ -19,6 +20,11 @@ impl Tensors {
             Error::file(path, problem, "give a safetensors file")
         })?;
         Ok(Tensors(Weights::new(path.to_owned(), Bytes::Owned(bytes))?))
+    }
+
+    /// Is there such a tensor?
+    pub fn has(&self, name: &str) -> bool {
+        self.0.has(name)
     }
 
     /// A tensor as f32, whatever its shape.

@@ -180,12 +180,15 @@ fn no_adapter_says_how_to_get_one() {
 }
 
 #[test]
-fn a_long_prompt_is_cut_with_a_warning() {
+fn a_long_prompt_is_read_to_its_end() {
     let folder = temp();
     let prompt = "fox ".repeat(10_000);
     let out = scumble(folder.path(), &[&[prompt.as_str(), "--no-sag", "-o", "x.png"][..], SMALL].concat());
     let stderr = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success() && stderr.contains("warning: the prompt has 10000 tokens"), "{stderr}");
+    assert!(out.status.success() && !stderr.contains("warning"), "{stderr}");
+    let out = scumble(folder.path(), &["probe", "tokens", "--prompt", &prompt]);
+    let ids: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(ids["ids"].as_array().map(Vec::len), Some(134));
 }
 
 #[test]
@@ -229,7 +232,9 @@ fn damaged_models_are_told_by_file_and_tensor() {
     fails(f, &["x", "-m", "model"], &["unet/config.json", "missing field"]);
     fails(f, &["x", "-m", "nowhere"], &["nowhere", "no such file or folder"]);
     std::fs::write(f.join("sd.ckpt"), "pickle").expect("written");
-    fails(f, &["x", "-m", "sd.ckpt"], &["sd.ckpt", "expected a folder"]);
+    fails(f, &["x", "-m", "sd.ckpt"], &["sd.ckpt", "pickle", "convert"]);
+    std::fs::write(f.join("text.safetensors"), "no tensors").expect("written");
+    fails(f, &["x", "-m", "text.safetensors"], &["text.safetensors", "not a safetensors file"]);
     fails(f, &["info", "-m", "nowhere"], &["nowhere"]);
 }
 

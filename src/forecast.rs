@@ -1,0 +1,190 @@
+//! What a picture will need, before a byte is allocated: every stage recorded and planned, the VAE's tiles chosen.
+
+use crate::conditioning::{chunked, common_length};
+use crate::error::Result;
+use crate::gpu::{DType, Graph};
+use crate::guidance::{Surroundings, denoise};
+use crate::ops::blend::Kept;
+use crate::parts::{Mode, ModelBytes, PartBytes, load_encoder};
+use crate::picture::{Tiling, plan_decode, plan_encode};
+use crate::pipeline::Pipeline;
+use crate::request::Request;
+use crate::sampling::{Job, arities, lincombs};
+
+/// Bytes of device memory that a picture needs, and how its VAE runs.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Forecast {
+    /// The model's parts.
+    pub model: ModelBytes,
+    /// The text encoders' stage, parameters not counted.
+    pub text: u64,
+    /// The way of a picture to latents, with the encoder; 0 without one.
+    pub encode: u64,
+    /// The sampler's loop, parameters not counted.
+    pub sample: u64,
+    /// Latents to pictures, parameters not counted.
+    pub decode: u64,
+    /// The most at any time, parameters included.
+    pub peak: u64,
+    /// How the picture to start from is cut, if it is.
+    pub encode_tiling: Option<Tiling>,
+    /// How the result is cut, if it is.
+    pub decode_tiling: Option<Tiling>,
+}
+
+/// As [`crate::gpu::Gpu::storage`] rounds.
+fn bytes(n: u64) -> u64 {
+    n.max(16).next_multiple_of(16)
+}
+
+/// Bytes of the scalars that a program run once binds.
+const SCALARS: u64 = 256;
+
+const HINT: &str = "hold one part at a time with --lowmem, ask for a smaller picture or batch, or choose another device \
+    with --device";
+
+impl Pipeline {
+    /// Would the model itself fit?
+    ///
+    /// # Errors
+    /// [`crate::Error::DoesNotFit`] with the bytes.
+    pub(crate) fn check_model(&self) -> Result<()> {
+        let m = &self.bytes;
+        let needed = m.weights() + m.text.loading.max(m.unet.loading).max(m.decoder.loading);
+        self.gpu.check_memory(&format!("the model ({})", self.model.family), needed, HINT)
+    }
+
+    /// What a request will need on this device.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] for the request; [`crate::Error::DoesNotFit`] with needed and available bytes.
+    pub async fn foresee(&self, request: &Request) -> Result<Forecast> {
+        let request = self.whole(request)?;
+        let job = self.job(&request)?;
+        self.forecast(&request, &job).await
+    }
+
+    /// Record everything without a byte allocated: does it fit, and what will the peak be?
+    pub(crate) async fn forecast(&self, request: &Request, job: &Job) -> Result<Forecast> {
+        let what = format!("a picture of {}x{} (batch {})", job.shape[3] * 8, job.shape[2] * 8, job.shape[0]);
+        let m = self.bytes;
+        // Beside what lies on the device already, a part that is not resident comes to its stage; what it needs while it is
+        // loaded is gone when the stage runs.
+        let beside = |part: PartBytes| if self.is_resident() { 0 } else { part.weights };
+        let stage = |part: PartBytes, working: u64| match self.is_resident() {
+            true => working,
+            false => part.weights + working.max(part.loading),
+        };
+        // The first activations at full size: what cannot fit is told before it is recorded.
+        let [b, h, w, _] = job.dims().map(u64::from);
+        let first = b * h * w * u64::from(job.passes.prompts()) * self.model.unet.config.levels[0].channels as u64;
+        self.gpu.check_size(&what, first * self.dtype.bytes())?;
+
+        let tokens = self.count_tokens(request, job)?;
+        let text = self.forecast_text(request, tokens, &what)?;
+        let (encode, encode_tiling) = self.forecast_encode(request, job, &what).await?;
+        let sample = self.forecast_sample(job, tokens, &what)?;
+        let (decode, decode_tiling) = self.forecast_decode(request, job, beside(m.decoder), &what)?;
+        let most = stage(m.text, text).max(encode).max(stage(m.unet, sample)).max(stage(m.decoder, decode));
+        self.gpu.check_memory(&what, most, HINT)?;
+        let peak = self.gpu.memory_in_use().0 + most;
+        Ok(Forecast { model: m, text, encode, sample, decode, peak, encode_tiling, decode_tiling })
+    }
+
+    /// Tokens of the context, all prompts of one length.
+    fn count_tokens(&self, request: &Request, job: &Job) -> Result<u32> {
+        let text = &self.model.texts()?[0];
+        let prompts = job.passes.of_prompts(&request.negative_prompt, &request.prompt);
+        let chunks = chunked(&text.tokenizer, &self.embeddings, &prompts, request.prompt_style)?;
+        Ok((common_length(chunks.iter().map(Vec::len)) * text.part.config.max_position_embeddings) as u32)
+    }
+
+    fn forecast_text(&self, request: &Request, tokens: u32, what: &str) -> Result<u64> {
+        let mut most = 0;
+        for (clip, text) in self.planned.clips.iter().zip(self.model.texts()?) {
+            let length = clip.config.max_position_embeddings as u32;
+            // At most two prompts, and the empty one where weights are measured against it.
+            let dims = [2 * tokens / length + 1, 1, length, clip.config.hidden_size as u32];
+            let mut g = Graph::new(&self.gpu, DType::F32);
+            let x = g.argument("embeddings", dims, DType::F32);
+            clip.forward(&mut g, x, self.read(request, text));
+            self.gpu.check_graph(what, &g)?;
+            most = most.max(g.planned_bytes(self.gpu.caps().uniform_alignment) + 4 * bytes(x.bytes()) + SCALARS);
+        }
+        Ok(most)
+    }
+
+    /// Bytes with the encoder's parameters, and how the picture is cut.
+    async fn forecast_encode(&self, request: &Request, job: &Job, what: &str) -> Result<(u64, Option<Tiling>)> {
+        if request.init.is_none() && !job.sees_masks {
+            return Ok((0, None));
+        }
+        let (encoder, part) = load_encoder(&self.gpu, &self.model, Mode::Plan).await?;
+        let channels = &self.model.vae()?.config.block_out_channels;
+        let [_, h, w, _] = job.dims();
+        let fits = |n: u64| self.gpu.check_memory(what, part.weights + n, HINT);
+        let plan = plan_encode(&self.gpu, &encoder, channels, [h, w], request.vae_tile, &fits)?;
+        Ok((part.weights + plan.bytes.max(part.loading), plan.tiling))
+    }
+
+    fn forecast_decode(&self, request: &Request, job: &Job, beside: u64, what: &str) -> Result<(u64, Option<Tiling>)> {
+        let channels = &self.model.vae()?.config.block_out_channels;
+        let [_, h, w, _] = job.dims();
+        let fits = |n: u64| self.gpu.check_memory(what, beside + n, HINT);
+        let plan = plan_decode(&self.gpu, &self.planned.decoder, channels, [h, w], request.vae_tile, &fits)?;
+        Ok((plan.bytes, plan.tiling))
+    }
+
+    fn forecast_sample(&self, job: &Job, tokens: u32, what: &str) -> Result<u64> {
+        let gpu = &self.gpu;
+        let alignment = gpu.caps().uniform_alignment;
+        let unet = &self.planned.unet;
+        let prompts = job.passes.prompts();
+        // Text to keys and values: once, before the loop.
+        let mut g = Graph::new(gpu, self.dtype);
+        let hidden = g.argument("hidden states", [prompts, 1, tokens, unet.config.cross_dim as u32], DType::F32);
+        for kv in unet.context(&mut g, hidden) {
+            g.keep_argument(kv);
+        }
+        gpu.check_graph(what, &g)?;
+        let kv: Vec<[u32; 4]> = unet.context_widths().map(|width| [prompts, 1, tokens, width]).collect();
+        let size =
+            |dims: &[u32; 4], dtype: DType| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes());
+        let mut kept: u64 = kv.iter().map(|dims| size(dims, self.dtype)).sum();
+        let before = kept + g.planned_bytes(alignment) + bytes(hidden.bytes()) + SCALARS;
+
+        let mut g = Graph::new(gpu, self.dtype);
+        let [_, h, w, _] = job.dims();
+        let (x, out) = (g.argument("x", job.dims(), DType::F32), g.argument("denoised", job.dims(), DType::F32));
+        let floats =
+            |g: &mut Graph, n: usize| g.argument("floats", [1, 1, 1, n.next_multiple_of(4) as u32], DType::F32);
+        let timesteps = floats(&mut g, job.timesteps.len());
+        let mask = job.passes.sag.then(|| floats(&mut g, job.mask_floats()));
+        let context: Vec<_> = kv.iter().map(|&dims| g.argument("context", dims, self.dtype)).collect();
+        let mut more = Vec::new();
+        let mut argument = |g: &mut Graph, dims: [u32; 4]| {
+            more.push(size(&dims, DType::F32));
+            g.argument("given", dims, DType::F32)
+        };
+        let added = unet.added_width().map(|width| argument(&mut g, [1, 1, prompts, width]));
+        let extra = job.sees_masks.then(|| argument(&mut g, [1, h, w, 8]));
+        let held = job.masked.then(|| Kept {
+            mask: argument(&mut g, [1, 1, 1, (h * w).next_multiple_of(4)]),
+            picture: argument(&mut g, [1, h, w, 4]),
+            noise: argument(&mut g, job.dims()),
+        });
+        let surroundings = Surroundings { timesteps, context: &context, added, mask, extra, kept: held };
+        denoise(&mut g, unet, job.passes, x, &surroundings, out);
+        gpu.check_graph(what, &g)?;
+        kept += more.iter().sum::<u64>();
+        let latent = bytes(job.shape.iter().product::<usize>() as u64 * 4);
+        let latents = job.recording.plan().slots.len() as u64 * latent;
+        let mask = if job.passes.sag { bytes(job.mask_floats() as u64 * 4) } else { 0 };
+        let scalars = bytes(job.timesteps.len() as u64 * 4) + (job.calls.len() + lincombs(&job.recording)) as u64 * 256;
+        let lincomb_dims = arities(&job.recording).len() as u64 * 16;
+        // Latents and masks are read back one after the other while the loop's buffers still live.
+        let readback = latent.max(mask);
+        let sample = g.planned_bytes(alignment) + kept + latents + mask + scalars + lincomb_dims + readback;
+        Ok(sample.max(before))
+    }
+}
