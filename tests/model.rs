@@ -12,9 +12,10 @@ use scumble::Precision;
 use scumble::files::Files;
 use scumble::gpu::{DType, Gpu, GpuOptions};
 use scumble::loader::Loader;
+use scumble::lora::{Lora, Part, Patches, resolve};
 use scumble::model::clip::Clip;
 use scumble::model::config::{ClipConfig, UNetConfig, VaeConfig};
-use scumble::model::names::transformers_clip;
+use scumble::model::names::{Modules, transformers_clip};
 use scumble::model::unet::UNet;
 use scumble::model::vae::{Decoder, Encoder};
 use scumble::probe::{self, Reading, UNetInput};
@@ -191,4 +192,93 @@ fn the_embedded_vae() {
     let (mean, logvar) = block_on(probe::vae_encode(&gpu(), &embedded(), &golden.take("image"))).expect("encoded");
     assert!(relative(&mean.data, &golden.take("mean").data) < F32);
     assert!(relative(&logvar.data, &golden.take("logvar").data) < F32);
+}
+
+/// A LoRA on a network with drawn weights: (its files and strengths) → the part's patches.
+fn patches(part: Part, weights: &Weights, config: Option<&UNetConfig>, files: &[(&str, f32)]) -> Patches {
+    let open = |(name, strength): &(&str, f32)| {
+        Lora::open(&networks::data(&format!("lora/{name}.lora.safetensors")), *strength).expect("a LoRA")
+    };
+    let loras: Vec<Lora> = files.iter().map(open).collect();
+    // A text encoder's LoRAs name none of the UNet's modules.
+    let modules = config.map_or_else(|| Modules::vae(0), Modules::unet);
+    let (mut found, warnings) = resolve(&loras, &[(part, weights)], &modules).expect("they fit");
+    assert!(warnings.is_empty(), "{warnings:?}");
+    found.pop().expect("patches").1
+}
+
+/// A UNet with LoRAs against diffusers' merge (or the formula's, where diffusers cannot): tools/reference/lora.py.
+fn unet_with_lora(case: &str, network: &str, inputs: &str, files: &[(&str, f32)]) {
+    let folder = model_folder("unet", network);
+    let (golden, given) = (Golden::open(&format!("lora/{case}")), Golden::open(inputs));
+    let (weights, path, text) = file(folder.path(), "unet");
+    let config = UNetConfig::parse(&path, &text).expect("a config");
+    let patches = patches(Part::UNet, &weights, Some(&config), files);
+    let gpu = gpu();
+    let mut loader = Loader::new(&gpu, &weights, DType::F32).with(&patches);
+    let unet = block_on(UNet::load(&mut loader, config)).expect("loaded");
+    let added = unet.config.added.map(|_| (given.take("text_embeds"), given.take("time_ids")));
+    let input = UNetInput {
+        sample: given.take("sample"),
+        timestep: given.take("timestep"),
+        encoder_hidden_states: given.take("encoder_hidden_states"),
+        added,
+    };
+    let (sample, _) = block_on(probe::run_unet(&gpu, &unet, DType::F32, &input, false)).expect("run");
+    let error = relative(&sample.data, &golden.take("out").data);
+    println!("{case}: {error:.1e}");
+    assert!(error < F32, "{case}: {error:.1e}");
+}
+
+#[test]
+fn lora_of_kohya_with_convolutions() {
+    unet_with_lora("kohya", "unet_conv", "networks/unet_conv", &[("kohya", 0.8)]);
+}
+
+#[test]
+fn locon_with_a_tucker_core() {
+    unet_with_lora("tucker", "unet_conv", "networks/unet_conv", &[("tucker", -1.5)]);
+}
+
+#[test]
+fn lora_of_peft() {
+    unet_with_lora("peft", "unet_linear", "networks/unet_linear", &[("peft", 1.0)]);
+}
+
+#[test]
+fn lora_of_diffusers_attention_processors() {
+    unet_with_lora("processors", "unet_linear", "networks/unet_linear", &[("processors", 1.0)]);
+}
+
+#[test]
+fn two_loras_at_once() {
+    unet_with_lora("two", "unet_linear", "networks/unet_linear", &[("peft", 0.75), ("processors", -1.25)]);
+}
+
+/// Also the network of SDXL's kind against diffusers: its added embedding is patched too.
+#[test]
+fn lora_in_the_original_names_of_sdxl() {
+    unet_with_lora("original", "../lora/unet_xl", "lora/original", &[("original", 0.9)]);
+}
+
+fn text_with_lora(case: &str, strength: f32) {
+    let folder = model_folder("text_encoder", "clip_quick");
+    let golden = Golden::open(&format!("lora/{case}"));
+    let (weights, path, text) = file(folder.path(), "text_encoder");
+    let weights = Arc::new(transformers_clip(&weights));
+    let patches = patches(Part::Text(0), &weights, None, &[(case, strength)]);
+    let gpu = gpu();
+    let mut loader = Loader::new(&gpu, &weights, DType::F32).with(&patches);
+    let config = ClipConfig::parse(&path, &text).expect("a config");
+    let clip = block_on(Clip::load(&mut loader, &weights, config)).expect("loaded");
+    let ids: Vec<u32> = golden.take("ids").data.iter().map(|&id| id as u32).collect();
+    let (hidden, _) = block_on(probe::clip_ids(&gpu, &clip, &ids)).expect("run");
+    let error = relative(&hidden.data, &golden.take("hidden_states").data);
+    assert!(error < F32, "{case}: {error:.1e}");
+}
+
+#[test]
+fn lora_of_a_text_encoder() {
+    text_with_lora("text_kohya", 0.7);
+    text_with_lora("text_layers", 0.7);
 }

@@ -2,7 +2,7 @@
 
 use scumble::gpu::{Caps, Gpu};
 use scumble::weights::Weights;
-use scumble::{LoadOptions, Pipeline, Request, Result, ops};
+use scumble::{Checkpoint, Error, LoadOptions, Pipeline, Request, Result, ops};
 use serde_json::{Value, json};
 
 use crate::args::InfoArgs;
@@ -30,7 +30,14 @@ pub fn run(args: &InfoArgs) -> Result<()> {
     crate::print(format_args!("model: {}", args.model.name()));
     if let Value::Object(parts) = &model {
         for (part, what) in parts {
-            crate::print(format_args!("  {part:16} {}", what.as_str().map_or_else(|| what.to_string(), str::to_owned)));
+            let lines = match what.as_str() {
+                Some(text) => vec![text.to_owned()],
+                None => needs_in_words(what),
+            };
+            let part = if part == "gpu_bytes" { "GPU memory" } else { part };
+            for (i, line) in lines.iter().enumerate() {
+                crate::print(format_args!("  {:16} {line}", if i == 0 { part } else { "" }));
+            }
         }
     }
     Ok(())
@@ -115,25 +122,57 @@ fn model(args: &InfoArgs, gpu: &Gpu) -> Result<Value> {
         parts["warnings"] = json!(model.warnings.join("; "));
     }
     if model.texts().is_ok() && model.vae().is_ok() {
-        let options = LoadOptions { precision: args.device.precision()?, lowmem: true };
-        let pipeline = pollster::block_on(Pipeline::plan(gpu, model, options))?;
-        let request = Request::default();
-        match pollster::block_on(pipeline.foresee(&request)) {
-            Ok(low) => {
-                let m = low.model;
-                let loading = m.text.loading.max(m.unet.loading).max(m.decoder.loading);
-                let whole = m.weights() + low.text.max(low.sample).max(low.decode).max(loading);
-                parts["GPU bytes"] = json!({
-                    "weights": m.weights(),
-                    "text encoders": m.text.weights,
-                    "unet": m.unet.weights,
-                    "vae decoder": m.decoder.weights,
-                    "picture": whole,
-                    "picture with --lowmem": low.peak,
-                });
-            }
-            Err(e) => parts["GPU bytes"] = json!(e.to_string()),
-        }
+        parts["gpu_bytes"] = needs(model, args, gpu)?;
     }
     Ok(parts)
+}
+
+/// Bytes of device memory for the model and a picture of its own size, with SAG: all parts at once, and one at a time.
+fn needs(model: Checkpoint, args: &InfoArgs, gpu: &Gpu) -> Result<Value> {
+    let options = LoadOptions { precision: args.device.precision()?, lowmem: true };
+    let pipeline = pollster::block_on(Pipeline::plan(gpu, model, options))?;
+    let forecast = match pollster::block_on(pipeline.foresee(&Request::default())) {
+        Ok(forecast) => forecast,
+        Err(e @ Error::DoesNotFit { .. }) => return Ok(json!({ "too_large": e.to_string() })),
+        Err(e) => return Err(e),
+    };
+    let m = forecast.model;
+    let loading = m.text.loading.max(m.unet.loading).max(m.decoder.loading);
+    let stage = forecast.text.max(forecast.encode).max(forecast.sample).max(forecast.decode);
+    Ok(json!({
+        "weights": m.weights(),
+        "text_encoders": m.text.weights,
+        "unet": m.unet.weights,
+        "vae_decoder": m.decoder.weights,
+        "peak": m.weights() + stage.max(loading),
+        "lowmem_peak": forecast.peak,
+        "vae_tile": forecast.decode_tiling.map(|tiling| tiling.tile),
+    }))
+}
+
+/// Bytes as people read them.
+fn megabytes(bytes: &Value) -> String {
+    format!("{} MB", bytes.as_u64().unwrap_or(0).div_ceil(1_000_000))
+}
+
+/// The same in words.
+fn needs_in_words(bytes: &Value) -> Vec<String> {
+    if let Some(reason) = bytes["too_large"].as_str() {
+        return vec![reason.to_owned()];
+    }
+    let part = |name: &str| megabytes(&bytes[name]);
+    let mut lines = vec![
+        format!(
+            "weights {} (text {}, UNet {}, VAE {})",
+            part("weights"),
+            part("text_encoders"),
+            part("unet"),
+            part("vae_decoder")
+        ),
+        format!("a picture of its own size with SAG: {} at peak, {} with --lowmem", part("peak"), part("lowmem_peak")),
+    ];
+    if let Some(tile) = bytes["vae_tile"].as_u64() {
+        lines.push(format!("the VAE works in tiles of {tile} pixels"));
+    }
+    lines
 }
