@@ -95,10 +95,11 @@ impl<'a> Loader<'a> {
         upload_bytes(self.weights.sizes().0) + 2 * FOUND_BYTES + dims + factors
     }
 
-    /// How weights of these names are stored: f16 where the network computes in f16 or the file is f16; on software
-    /// devices f32, which they read fastest.
+    /// How weights of these names are stored: f16 where the network computes in f16, or where the file is f16 and no LoRA
+    /// changes them; on software devices f32, which they read fastest.
     fn storage(&self, matrices: &[Matrix]) -> DType {
-        let half = matrices.iter().all(|m| self.weights.dtype(&m.name) == Some(Dtype::F16));
+        let exact = |m: &Matrix| self.weights.dtype(&m.name) == Some(Dtype::F16) && !self.patches.has(&m.name);
+        let half = matrices.iter().all(exact);
         match (self.act, half, self.gpu.caps()) {
             (DType::F16, _, _) => DType::F16,
             (_, true, caps) if !caps.is_cpu() => {

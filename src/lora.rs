@@ -107,6 +107,11 @@ impl Patches {
         self.0.is_empty()
     }
 
+    /// Is this weight patched?
+    pub fn has(&self, weight: &str) -> bool {
+        self.0.contains_key(weight)
+    }
+
     /// All LoRAs' products for a weight of `n` rows of `k` numbers, their ranks side by side; none if nobody patches it.
     ///
     /// # Errors

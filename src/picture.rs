@@ -25,6 +25,8 @@ pub struct Tiling {
     pub whole: usize,
     /// Side of a tile in pixels, without its margin.
     pub tile: u32,
+    /// Do the tiles stay on the device while the norms' statistics are found? Faster, where there is room.
+    pub held: bool,
 }
 
 /// Pixels of the smallest tile.
@@ -146,21 +148,51 @@ impl Pooled {
     }
 }
 
+/// A tile and where its numbers are: on the device between the passes, or brought there for each.
+struct Piece {
+    y: Span,
+    x: Span,
+    held: Option<Buffer>,
+}
+
+impl Piece {
+    async fn buffer(&self, gpu: &Gpu, image: &Plane) -> Result<Buffer> {
+        match &self.held {
+            Some(buffer) => Ok(buffer.clone()),
+            None => gpu.upload("image", &image.cut(self.y, self.x).data).await,
+        }
+    }
+
+    /// A recording that begins with this tile.
+    fn start(&self, gpu: &Gpu, c: u32, buffer: &Buffer, given: &[(Buffer, u32)]) -> (Graph, Tensor) {
+        let mut g = Graph::new(gpu, DType::F32);
+        let size = [self.y.to - self.y.from, self.x.to - self.x.from];
+        let image = g.bind("image", buffer, [1, size[0], size[1], c], DType::F32);
+        let mut known = std::collections::VecDeque::new();
+        for (buffer, pixels) in given {
+            let c4 = (buffer.bytes() / 32) as u32;
+            known.push_back((g.bind("group norm sums", buffer, [1, 1, c4, 8], DType::F32), *pixels));
+        }
+        g.statistics = Statistics::Tile(Tile { given: known, size, own: [self.y.own(), self.x.own()], next: None });
+        (g, image)
+    }
+}
+
 /// Run a network on one image.
 async fn run(gpu: &Gpu, image: &Plane, network: Network<'_>) -> Result<Plane> {
-    run_tile(gpu, image, network, [Span::whole(image.h), Span::whole(image.w)], &[]).await
+    run_piece(gpu, image, &Piece { y: Span::whole(image.h), x: Span::whole(image.w), held: None }, network, &[]).await
 }
 
 /// Run a network on a tile, its norms' statistics given.
-async fn run_tile(
+async fn run_piece(
     gpu: &Gpu,
-    tile: &Plane,
+    image: &Plane,
+    piece: &Piece,
     network: Network<'_>,
-    spans: [Span; 2],
     given: &[(Buffer, u32)],
 ) -> Result<Plane> {
-    let buffer = gpu.upload("image", &tile.data).await?;
-    let (mut g, x) = start(gpu, tile, &buffer, spans, given);
+    let buffer = piece.buffer(gpu, image).await?;
+    let (mut g, x) = piece.start(gpu, image.c, &buffer, given);
     let out = network(&mut g, x);
     let result = gpu.storage("result", out.bytes()).await?;
     g.keep(out, &result);
@@ -170,31 +202,17 @@ async fn run_tile(
     Ok(Plane { h: out.height(), w: out.width(), c: out.channels(), data })
 }
 
-/// A recording that begins with a tile.
-fn start(gpu: &Gpu, tile: &Plane, buffer: &Buffer, spans: [Span; 2], given: &[(Buffer, u32)]) -> (Graph, Tensor) {
-    let mut g = Graph::new(gpu, DType::F32);
-    let image = g.bind("image", buffer, [1, tile.h, tile.w, tile.c], DType::F32);
-    let mut known = std::collections::VecDeque::new();
-    for (buffer, pixels) in given {
-        let c4 = (buffer.bytes() / 32) as u32;
-        known.push_back((g.bind("group norm sums", buffer, [1, 1, c4, 8], DType::F32), *pixels));
-    }
-    let own = spans.map(Span::own);
-    g.statistics = Statistics::Tile(Tile { given: known, size: [tile.h, tile.w], own, next: None });
-    (g, image)
-}
-
 /// The sums of the first norm that is not given, of a tile's own part: (sums, pixels, pixels of a chunk); none if all are given.
 async fn next_sums(
     gpu: &Gpu,
-    tile: &Plane,
+    image: &Plane,
+    piece: &Piece,
     network: Network<'_>,
-    spans: [Span; 2],
     given: &[(Buffer, u32)],
 ) -> Result<Option<(Vec<f32>, u32, u32)>> {
-    let buffer = gpu.upload("image", &tile.data).await?;
-    let (mut g, image) = start(gpu, tile, &buffer, spans, given);
-    network(&mut g, image);
+    let buffer = piece.buffer(gpu, image).await?;
+    let (mut g, x) = piece.start(gpu, image.c, &buffer, given);
+    network(&mut g, x);
     let Statistics::Tile(Tile { next: Some(sums), .. }) = std::mem::take(&mut g.statistics) else { return Ok(None) };
     // What follows needs these sums of all tiles first.
     g.truncate(sums.nodes);
@@ -204,29 +222,43 @@ async fn next_sums(
     Ok(Some((result.read(sums.tensor.len() as usize).await?, sums.pixels, sums.chunk)))
 }
 
-/// Run the part of a network that sees no further than `margin` on an image in tiles of `tile`. `align`: edges are multiples of
-/// it. The result's side is `up / down` times the image's.
-async fn tiled(
-    gpu: &Gpu,
-    image: &Plane,
-    network: Network<'_>,
-    [tile, margin, align]: [u32; 3],
-    [up, down]: [u32; 2],
-) -> Result<Plane> {
-    let cut = |size: u32| -> Vec<Span> {
+/// Where and how tiles are cut.
+struct Cut {
+    /// Side of a tile without its margins, and how far beyond it sees.
+    tile: u32,
+    margin: u32,
+    /// Edges are multiples of this.
+    align: u32,
+    /// The result's side for one of the image's, up / down.
+    up: u32,
+    down: u32,
+    /// Do the tiles stay on the device between the passes?
+    held: bool,
+}
+
+/// Run the part of a network that sees no further than the margin on an image in tiles.
+async fn tiled(gpu: &Gpu, image: Plane, network: Network<'_>, cut: &Cut) -> Result<Plane> {
+    let &Cut { tile, margin, align, up, down, held } = cut;
+    let along = |size: u32| -> Vec<Span> {
         let all = spans(size.div_ceil(align), (tile / align).max(1), margin.div_ceil(align));
         all.into_iter().map(|span| span.scaled(align, size)).collect()
     };
-    let tiles: Vec<[Span; 2]> =
-        cut(image.h).into_iter().flat_map(|y| cut(image.w).into_iter().map(move |x| [y, x])).collect();
+    let mut pieces = Vec::new();
+    for y in along(image.h) {
+        for x in along(image.w) {
+            let mut piece = Piece { y, x, held: None };
+            if held {
+                piece.held = Some(piece.buffer(gpu, &image).await?);
+            }
+            pieces.push(piece);
+        }
+    }
     // The statistics of one norm after the other: each is exact, since those before it are.
     let mut given: Vec<(Buffer, u32)> = Vec::new();
     loop {
         let mut pooled: Option<Pooled> = None;
-        for &[y, x] in &tiles {
-            let Some((sums, pixels, chunk)) = next_sums(gpu, &image.cut(y, x), network, [y, x], &given).await? else {
-                break;
-            };
+        for piece in &pieces {
+            let Some((sums, pixels, chunk)) = next_sums(gpu, &image, piece, network, &given).await? else { break };
             let chunks = pixels.div_ceil(chunk) as usize;
             pooled.get_or_insert_with(|| Pooled::new(sums.len() / chunks / 2)).add(&sums, pixels, chunk);
         }
@@ -234,10 +266,10 @@ async fn tiled(
         given.push((gpu.upload("group norm sums", &norm.sums()).await?, norm.pixels));
     }
     let mut out: Option<Plane> = None;
-    for &[y, x] in &tiles {
-        let made = run_tile(gpu, &image.cut(y, x), network, [y, x], &given).await?;
+    for piece in &pieces {
+        let made = run_piece(gpu, &image, piece, network, &given).await?;
         let out = out.get_or_insert_with(|| Plane::zeros(image.h * up / down, image.w * up / down, made.c));
-        out.paste(&made, y, x, up, down);
+        out.paste(&made, piece.y, piece.x, up, down);
     }
     match out {
         Some(out) => Ok(out),
@@ -275,7 +307,7 @@ pub(crate) async fn decode(
             (None, tiling) => {
                 let scaled = latent.iter().map(|v| v / config.scaling_factor).collect();
                 let z = Plane { h, w, c, data: scaled };
-                decode_tiled(gpu, decoder, &z, tiling.unwrap_or(Tiling { whole: 0, tile: 512 })).await?
+                decode_tiled(gpu, decoder, &z, tiling.unwrap_or(Tiling { whole: 0, tile: 512, held: false })).await?
             }
         };
         images.push(Image::from_nhwc(&picture.data, picture.w, picture.h, 4)?);
@@ -325,7 +357,8 @@ async fn decode_tiled(gpu: &Gpu, decoder: &Decoder, z: &Plane, tiling: Tiling) -
     let h = run(gpu, z, &|g, z| decoder.head(g, z, levels)).await?;
     let up = 1 << (decoder.levels() - 1 - levels);
     let tail = |g: &mut Graph, h: Tensor| decoder.tail(g, h, levels);
-    tiled(gpu, &h, &tail, [(tiling.tile / up).max(1), MARGIN, 1], [up, 1]).await
+    let tile = (tiling.tile / up).max(1);
+    tiled(gpu, h, &tail, &Cut { tile, margin: MARGIN, align: 1, up, down: 1, held: tiling.held }).await
 }
 
 /// A picture [H, W, 4] in -1 .. 1 to latents [h, w, 4] in the UNet's scale: the mean of what the encoder finds.
@@ -348,7 +381,8 @@ pub(crate) async fn encode_picture(
             let down = 1 << levels;
             let head = |g: &mut Graph, x: Tensor| encoder.head(g, x, levels);
             // The margin is counted at the resolution nearest to the latents.
-            let inner = tiled(gpu, &x, &head, [tiling.tile, MARGIN * down, down], [1, down]).await?;
+            let cut = Cut { tile: tiling.tile, margin: MARGIN * down, align: down, up: 1, down, held: tiling.held };
+            let inner = tiled(gpu, x, &head, &cut).await?;
             run(gpu, &inner, &|g, h| encoder.tail(g, h, levels)).await?
         }
     };
@@ -384,10 +418,14 @@ struct Side<'a> {
     far: &'a dyn Fn(usize, u32) -> Need,
 }
 
-/// Bytes in all, and of the largest tensor.
+/// Bytes for the statistics of a VAE's norms.
+const STATISTICS: u64 = 4 << 20;
+
+/// Bytes in all, of the largest tensor, and of what enters.
 struct Need {
     bytes: u64,
     largest: u64,
+    enters: u64,
 }
 
 fn measure(gpu: &Gpu, [h, w, c]: [u32; 3], network: Network<'_>) -> Need {
@@ -399,7 +437,7 @@ fn measure(gpu: &Gpu, [h, w, c]: [u32; 3], network: Network<'_>) -> Need {
     let working = g.planned_bytes(gpu.caps().uniform_alignment);
     // While it runs, what enters is there; while the result is read back, a copy of that.
     let (enters, result) = (bytes(x.bytes()), bytes(out.bytes()));
-    Need { bytes: (working + 256 + enters + result).max(2 * result), largest: g.largest_tensor() }
+    Need { bytes: (working + 256 + enters + result).max(2 * result), largest: g.largest_tensor(), enters }
 }
 
 /// How to run a side of a VAE on a picture of [h, w] pixels: whole if it fits, else with as many levels whole, and then as large
@@ -421,8 +459,12 @@ fn plan_vae(gpu: &Gpu, [h, w]: [u32; 2], side: &Side<'_>, forced: Option<u32>, f
             let far = (side.far)(levels, tile);
             if check(&far).is_ok() {
                 // While a tile is on the device, the statistics of all norms are: small, but there.
-                let bytes = near.bytes.max(far.bytes + (4 << 20));
-                return Ok(VaePlan { bytes, tiling: Some(Tiling { whole: levels, tile }) });
+                let one = far.bytes + STATISTICS;
+                let tiles = u64::from(h.div_ceil(tile)) * u64::from(w.div_ceil(tile));
+                let all = one + (tiles - 1) * far.enters;
+                let held = fits(all).is_ok();
+                let bytes = near.bytes.max(if held { all } else { one });
+                return Ok(VaePlan { bytes, tiling: Some(Tiling { whole: levels, tile, held }) });
             }
             tile /= 2;
         }
@@ -569,7 +611,7 @@ mod tests {
             (square(&mut a.iter().zip(b).map(|(x, y)| x - y)) / square(&mut b.iter().copied())).sqrt()
         };
         for level in [2, 0] {
-            let found = error(&encode(Some(Tiling { whole: level, tile: 64 })), &whole);
+            let found = error(&encode(Some(Tiling { whole: level, tile: 64, held: level == 0 })), &whole);
             println!("encoded with {level} levels whole: {found:.1e}");
             assert!(found < 1e-5, "encoded with {level} levels whole: {found:.1e}");
         }
@@ -577,7 +619,8 @@ mod tests {
         let z = Plane { h: h / 8, w: w / 8, c: 4, data: z };
         let expected = block_on(run(&gpu, &z, &|g, z| decoder.forward(g, z))).expect("decoded").data;
         for level in [3, 1] {
-            let made = block_on(decode_tiled(&gpu, &decoder, &z, Tiling { whole: level, tile: 64 })).expect("decoded");
+            let made = block_on(decode_tiled(&gpu, &decoder, &z, Tiling { whole: level, tile: 64, held: false }))
+                .expect("decoded");
             let squares: f64 = made.data.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
             let psnr = 10.0 * (4.0 * expected.len() as f64 / squares).log10();
             println!("decoded with {level} levels whole: {psnr:.1} dB");

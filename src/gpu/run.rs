@@ -72,7 +72,7 @@ impl Buffer {
     ///
     /// # Errors
     /// [`Error::DeviceLost`], [`Error::OutOfMemory`].
-    pub async fn read<T: bytemuck::AnyBitPattern>(&self, count: usize) -> Result<Vec<T>> {
+    pub async fn read<T: bytemuck::Pod>(&self, count: usize) -> Result<Vec<T>> {
         let gpu = &self.0.gpu;
         let bytes = (count * size_of::<T>()) as u64;
         assert!(bytes <= self.bytes(), "reading {bytes} bytes from a buffer of {}", self.bytes());
@@ -92,7 +92,9 @@ impl Buffer {
             None => return Err(gpu.lost_silently()),
         }
         let view = staging.raw().get_mapped_range(..bytes).map_err(|e| gpu.refused("a readback".into(), &e))?;
-        Ok(view.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect())
+        let mut values = vec![T::zeroed(); count];
+        bytemuck::cast_slice_mut(&mut values).copy_from_slice(&view);
+        Ok(values)
     }
 }
 
