@@ -165,7 +165,9 @@ impl UNetConfig {
 fn added(path: &Path, input: usize, pooled: Option<usize>, levels: usize) -> Result<AddedConfig> {
     let time_dim = match pooled {
         Some(pooled) if input > pooled && (input - pooled).is_multiple_of(SIZES) => (input - pooled) / SIZES,
-        _ => 256,
+        // Without its text encoder: SDXL's 2816 are 1280 and six times 256; toy models have 2 : 6.
+        _ if input > SIZES * 256 => 256,
+        _ => input / 8,
     };
     if levels != 3 || input <= SIZES * time_dim {
         let found = format!("one that takes {input} numbers, label_emb.0.0.weight");

@@ -54,12 +54,10 @@ pub fn model_folder(part: &str, case: &str) -> tempfile::TempDir {
     folder
 }
 
-/// As `random_weights` of tools/reference/common.py.
-fn write(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
-    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-    for (i, (name, shape)) in shapes.iter().enumerate() {
+/// As `random_weights` of tools/reference/common.py: the values of every tensor, in the order of their names.
+pub fn draw(shapes: &BTreeMap<String, Vec<usize>>) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let one = |(i, (name, shape)): (usize, (&String, &Vec<usize>))| {
         let numel: usize = shape.iter().product();
-        let draw = randn(1000 + i as u64, numel);
         let scale = (1.0 / (numel as f64 / shape[0] as f64).sqrt()) as f32;
         let value = |v: f32| match name.as_str() {
             n if n.ends_with(".bias") => v * 0.1,
@@ -67,8 +65,17 @@ fn write(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
             n if n.contains("embedding.weight") => v * 0.5,
             _ => v * scale,
         };
-        tensors.push((name.clone(), shape.clone(), draw.into_iter().flat_map(|v| value(v).to_le_bytes()).collect()));
-    }
+        (name.clone(), shape.clone(), randn(1000 + i as u64, numel).into_iter().map(value).collect())
+    };
+    shapes.iter().enumerate().map(one).collect()
+}
+
+/// Write drawn tensors in f32.
+fn write(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) {
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = draw(shapes)
+        .into_iter()
+        .map(|(name, shape, values)| (name, shape, values.into_iter().flat_map(f32::to_le_bytes).collect()))
+        .collect();
     let views =
         tensors.iter().map(|(n, s, b)| (n.as_str(), TensorView::new(Dtype::F32, s.clone(), b).expect("a view")));
     std::fs::write(path, safetensors::serialize(views, None).expect("serialised")).expect("written");
