@@ -271,7 +271,10 @@ fn of_weights(file: Weights, named: &[Weights]) -> Result<Checkpoint> {
 fn find_texts(files: &[&Weights]) -> Vec<(Weights, bool)> {
     let mut found = Vec::new();
     for file in files {
-        for name in file.names() {
+        let mut names: Vec<&str> = file.names().filter(|name| name.ends_with("token_embedding.weight")).collect();
+        // Models have one or two; a file with thousands is nobody's, and must not cost time by the square.
+        names.sort_by_key(|name| (name.len(), *name));
+        for name in names.into_iter().take(4) {
             if let Some(prefix) = name.strip_suffix("embeddings.token_embedding.weight") {
                 let prefix = prefix.strip_suffix("text_model.").unwrap_or(prefix);
                 found.push((transformers_clip(&below(file, prefix)), false));

@@ -280,10 +280,9 @@ impl<'a> Loader<'a> {
             }
         };
         let factor_bytes = factors.as_ref().map_or(0, |(up, down, _)| up.bytes() + down.bytes());
-        let total = self.weights.sizes().0;
         let Some(upload) = &mut self.upload else { unreachable!("a loader that plans puts nothing") };
         if upload.uploader.is_none() {
-            upload.uploader = Some(Uploader::new(self.gpu, total).await?);
+            upload.uploader = Some(Uploader::new(self.gpu, self.weights.sizes().0).await?);
         }
         if upload.found.is_none() {
             upload.found = Some(self.gpu.upload("found", &vec![0u32; FOUND_BYTES as usize / 4]).await?);

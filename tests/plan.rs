@@ -25,6 +25,15 @@ fn run(pipeline: &Pipeline, request: &Request) -> scumble::Result<scumble::Gener
 }
 
 #[test]
+fn every_profile_gets_the_kernels_of_its_kind() {
+    for (profile, expected) in PROFILES.iter().zip(["tile", "subgroup", "tile", "tile"]) {
+        let gpu = block_on(Gpu::noop(profile)).expect("noop");
+        let conv2d = scumble::ops::chosen(&gpu).into_iter().find(|(op, _)| *op == "conv2d");
+        assert_eq!(conv2d, Some(("conv2d", expected)), "{}", profile.name);
+    }
+}
+
+#[test]
 fn a_whole_run_validates_under_every_profile() {
     for profile in &PROFILES {
         let pipeline = pipeline(profile);
@@ -115,6 +124,35 @@ fn one_part_at_a_time_needs_less_and_what_was_planned() {
         );
         assert_eq!(gpu.memory_in_use().0, 0, "nothing stays");
     }
+}
+
+#[test]
+fn a_device_that_is_too_small_hears_what_is_needed_and_what_to_do() {
+    let open = |megabytes: u64| {
+        let profile = NoopProfile { memory: Some(megabytes << 20), ..NoopProfile::H200 };
+        block_on(Gpu::noop(&profile)).expect("noop")
+    };
+    let model = || Checkpoint::open(&Files::Embedded(scumble_model::FILES).into()).expect("the embedded model");
+    let whole = |gpu: &Gpu| block_on(Pipeline::load(gpu, model(), LoadOptions::default()));
+    let low = LoadOptions { lowmem: true, ..Default::default() };
+    let request = Request { steps: 1, ..Default::default() };
+
+    // The model alone is 29 MB, and as much again on its way there.
+    let small = open(48);
+    let Err(Error::DoesNotFit { needed, available, hint, .. }) = whole(&small) else { panic!("it does not fit") };
+    assert!(needed > available && available == 48 << 20 && hint.contains("--lowmem"), "{needed} {available} {hint}");
+    assert_eq!(small.memory_in_use().0, 0, "nothing is loaded");
+
+    // One part at a time fits where all at once do not, and there the VAE is cut.
+    let middle = open(108);
+    let pipeline = block_on(Pipeline::load(&middle, model(), low)).expect("planned");
+    let foreseen = block_on(pipeline.foresee(&request)).expect("it fits");
+    assert!(foreseen.peak <= 108 << 20, "{foreseen:?}");
+    let memory = run(&pipeline, &request).expect("a run").memory;
+    assert!(memory.peak <= memory.planned_peak && memory.planned_peak <= 108 << 20, "{memory:?}");
+    let tiny = open(40);
+    let pipeline = block_on(Pipeline::load(&tiny, model(), low)).expect("planned");
+    assert!(matches!(run(&pipeline, &request), Err(Error::DoesNotFit { .. })));
 }
 
 #[test]

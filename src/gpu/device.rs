@@ -157,6 +157,9 @@ impl Gpu {
         let adapter = adapters.first().ok_or_else(|| Error::NoAdapter("the noop backend is not there".into()))?;
         let mut caps = adapter_caps(adapter);
         caps.name = profile.name.into();
+        // The backend calls itself a software device whatever it is told.
+        caps.kind = if profile.cpu { super::caps::DeviceKind::Cpu } else { super::caps::DeviceKind::Discrete };
+        caps.memory = profile.memory;
         let variants = profile.variants.iter().map(|(op, variant)| ((*op).into(), (*variant).into())).collect();
         Self::from_adapter(adapter, caps, &GpuOptions { device: None, variants }).await
     }

@@ -23,6 +23,8 @@ pub struct NoopProfile {
     pub workgroup_memory: u32,
     /// See [`Caps::invocations`].
     pub invocations: u32,
+    /// See [`Caps::memory`]; what the backend says, if `None`.
+    pub memory: Option<u64>,
     /// See [`GpuOptions::variants`].
     pub variants: &'static [(&'static str, &'static str)],
 }
@@ -40,6 +42,7 @@ impl NoopProfile {
         storage_buffers: 8,
         workgroup_memory: 16 << 10,
         invocations: 256,
+        memory: None,
         variants: &[],
     };
     /// Mesa's software device.
