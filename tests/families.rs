@@ -102,11 +102,14 @@ fn bytes(values: &[f32], dtype: Dtype) -> Vec<u8> {
     }
 }
 
+/// A tensor of a file under way: type, shape, bytes.
+type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
 /// Tensors of a file under way.
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+type Tensors = BTreeMap<String, Stored>;
 
 fn save(path: &Path, tensors: &Tensors) {
-    let view = |(name, (dtype, shape, bytes)): (&String, &(Dtype, Vec<usize>, Vec<u8>))| {
+    let view = |(name, (dtype, shape, bytes)): (&String, &Stored)| {
         (
             name.clone(),
             TensorView::new(*dtype, shape.clone(), &bytes[..]).map(|v| (v.shape().to_vec(), v.data().to_vec())),
@@ -469,7 +472,7 @@ fn bad_weights_are_told_by_tensor() {
     let at = tempfile::tempdir().expect("a folder");
     let whole = single(family("sd15"), Dtype::F32);
     let gpu = open_gpu();
-    let broken = |name: &str, change: &dyn Fn(&mut (Dtype, Vec<usize>, Vec<u8>))| {
+    let broken = |name: &str, change: &dyn Fn(&mut Stored)| {
         let path = at.path().join("broken.safetensors");
         let mut tensors = whole.clone();
         change(tensors.get_mut(name).expect(name));
@@ -481,9 +484,7 @@ fn bad_weights_are_told_by_tensor() {
         };
         message(open(&path).and_then(load))
     };
-    let poison = |value: f32| {
-        move |tensor: &mut (Dtype, Vec<usize>, Vec<u8>)| tensor.2[4..8].copy_from_slice(&value.to_le_bytes())
-    };
+    let poison = |value: f32| move |tensor: &mut Stored| tensor.2[4..8].copy_from_slice(&value.to_le_bytes());
     let unet = "model.diffusion_model.";
     for (name, told) in [
         (format!("{unet}middle_block.0.in_layers.2.weight"), "mid_block.resnets.0.conv1.weight"),
