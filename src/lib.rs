@@ -31,6 +31,7 @@ pub mod sampler;
 mod sampling;
 pub mod schedule;
 pub mod text;
+mod tiles;
 
 pub mod checkpoint;
 pub mod files;

@@ -9,7 +9,8 @@ use scumble::schedule::scheduler;
 use scumble::{Error, Generated, Pipeline, Request, Result};
 use serde_json::json;
 
-use crate::args::{GenerateArgs, ModelArgs};
+use crate::args::GenerateArgs;
+use crate::options::ModelArgs;
 use crate::progress::Bar;
 use crate::tensors;
 

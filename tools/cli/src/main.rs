@@ -4,6 +4,7 @@ mod args;
 mod compare;
 mod generate;
 mod info;
+mod options;
 mod pictures;
 mod probe;
 mod progress;

@@ -6,6 +6,14 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 
+mod clip;
+mod noise;
+mod vae;
+
+pub use clip::ClipConfig;
+pub use noise::NoiseConfig;
+pub use vae::VaeConfig;
+
 /// One value for all levels, or one each.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
@@ -136,7 +144,7 @@ impl AddedConfig {
 }
 
 /// A config that asks for what we do not run.
-pub(super) fn unsupported(path: &Path, what: &str, expected: impl Into<String>, found: impl ToString) -> Error {
+pub(crate) fn unsupported(path: &Path, what: &str, expected: impl Into<String>, found: impl ToString) -> Error {
     Error::Unsupported { path: path.to_owned(), what: what.into(), expected: expected.into(), found: found.to_string() }
 }
 
@@ -256,7 +264,7 @@ impl UNetConfig {
     }
 
     /// Can it be run?
-    pub(super) fn check(&self, path: &Path) -> Result<()> {
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
         if let Some(AddedConfig { input, time_dim }) = self.added
             && (time_dim == 0 || !time_dim.is_multiple_of(4) || input <= SIZES * time_dim || !input.is_multiple_of(4))
         {
@@ -292,274 +300,6 @@ impl UNetConfig {
     /// The mid block's grid for a latent of [h, w]: each down-sampling halves, rounded up.
     pub fn mid_size(&self, h: u32, w: u32) -> [u32; 2] {
         (1..self.levels.len()).fold([h, w], |size, _| size.map(|n| n.div_ceil(2)))
-    }
-}
-
-/// diffusers' AutoencoderKL config.json.
-#[derive(Clone, Debug, Deserialize)]
-pub struct VaeConfig {
-    /// Channels of the picture.
-    #[serde(default = "three")]
-    pub in_channels: usize,
-    /// Channels of the decoded picture.
-    #[serde(default = "three")]
-    pub out_channels: usize,
-    /// Channels of the latents.
-    #[serde(default = "four")]
-    pub latent_channels: usize,
-    /// Channels by level, outermost (full size) first.
-    pub block_out_channels: Vec<usize>,
-    /// Residual blocks a level in the encoder (one more in the decoder).
-    #[serde(default = "one")]
-    pub layers_per_block: usize,
-    /// Groups of every group norm.
-    #[serde(default = "groups")]
-    pub norm_num_groups: usize,
-    /// Latents are multiplied by this for the UNet.
-    #[serde(default = "scaling")]
-    pub scaling_factor: f32,
-    /// A 1x1 convolution after the encoder?
-    #[serde(default = "yes")]
-    pub use_quant_conv: bool,
-    /// A 1x1 convolution before the decoder?
-    #[serde(default = "yes")]
-    pub use_post_quant_conv: bool,
-    #[serde(flatten)]
-    pub(super) rest: serde_json::Map<String, serde_json::Value>,
-}
-
-fn one() -> usize {
-    1
-}
-
-fn three() -> usize {
-    3
-}
-
-fn four() -> usize {
-    4
-}
-
-fn scaling() -> f32 {
-    0.18215
-}
-
-impl VaeConfig {
-    /// Parse the JSON of an AutoencoderKL.
-    ///
-    /// # Errors
-    /// As [`UNetConfig::parse`].
-    pub fn parse(path: &Path, json: &str) -> Result<VaeConfig> {
-        use serde_json::json;
-        let config: VaeConfig = parse(path, json)?;
-        let null = serde_json::Value::Null;
-        let neutral = [
-            ("act_fn", json!("silu")),
-            ("mid_block_add_attention", json!(true)),
-            ("latents_mean", null.clone()),
-            ("latents_std", null.clone()),
-            ("shift_factor", null),
-        ];
-        refuse(path, &config.rest, &neutral)?;
-        for kind in ["down_block_types", "up_block_types"] {
-            let Some(serde_json::Value::Array(list)) = config.rest.get(kind) else { continue };
-            let fine = if kind.starts_with("down") { "DownEncoderBlock2D" } else { "UpDecoderBlock2D" };
-            if let Some(other) = list.iter().find(|found| **found != json!(fine)) {
-                return Err(unsupported(path, kind, fine, other));
-            }
-        }
-        config.check(path)?;
-        Ok(config)
-    }
-
-    /// An autoencoder of these levels, with everything else as Stable Diffusion has it.
-    pub(super) fn of_levels(block_out_channels: Vec<usize>, layers_per_block: usize, latent_channels: usize) -> Self {
-        VaeConfig {
-            in_channels: 3,
-            out_channels: 3,
-            latent_channels,
-            block_out_channels,
-            layers_per_block,
-            norm_num_groups: 32,
-            scaling_factor: scaling(),
-            use_quant_conv: true,
-            use_post_quant_conv: true,
-            rest: serde_json::Map::new(),
-        }
-    }
-
-    /// Can it be run?
-    pub(super) fn check(&self, path: &Path) -> Result<()> {
-        let config = self;
-        let groups = config.norm_num_groups;
-        for &channels in &config.block_out_channels {
-            if channels == 0 || groups == 0 || !channels.is_multiple_of(4) || !channels.is_multiple_of(groups) {
-                return Err(unsupported(
-                    path,
-                    "block_out_channels",
-                    format!("multiples of 4 and of {groups}"),
-                    channels,
-                ));
-            }
-        }
-        if config.block_out_channels.is_empty() || config.latent_channels != 4 {
-            return Err(unsupported(path, "latent_channels", "4, and at least one level", config.latent_channels));
-        }
-        if !(config.scaling_factor.is_finite() && config.scaling_factor > 0.0) {
-            return Err(unsupported(path, "scaling_factor", "a positive number", config.scaling_factor));
-        }
-        Ok(())
-    }
-
-    /// Pixels of a latent's side.
-    pub fn factor(&self) -> u32 {
-        1 << (self.block_out_channels.len() - 1)
-    }
-}
-
-/// transformers' CLIPTextModel config.json.
-#[derive(Clone, Debug, Deserialize)]
-pub struct ClipConfig {
-    /// Tokens of the vocabulary.
-    pub vocab_size: usize,
-    /// Width.
-    pub hidden_size: usize,
-    /// Width of the feed-forward layer.
-    pub intermediate_size: usize,
-    /// Layers.
-    pub num_hidden_layers: usize,
-    /// Heads.
-    pub num_attention_heads: usize,
-    /// Tokens of a prompt, 77.
-    #[serde(default = "positions")]
-    pub max_position_embeddings: usize,
-    /// `quick_gelu` or `gelu`.
-    #[serde(default = "quick_gelu")]
-    pub hidden_act: String,
-    /// Epsilon of the layer norms.
-    #[serde(default = "eps")]
-    pub layer_norm_eps: f32,
-    /// The token whose state is the pooled one.
-    #[serde(default = "eos")]
-    pub eos_token_id: u32,
-}
-
-fn positions() -> usize {
-    77
-}
-
-fn quick_gelu() -> String {
-    "quick_gelu".into()
-}
-
-fn eos() -> u32 {
-    49_407
-}
-
-impl ClipConfig {
-    /// Parse the JSON of a CLIPTextModel.
-    ///
-    /// # Errors
-    /// As [`UNetConfig::parse`].
-    pub fn parse(path: &Path, json: &str) -> Result<ClipConfig> {
-        let config: ClipConfig = parse(path, json)?;
-        config.check(path)?;
-        Ok(config)
-    }
-
-    /// Can it be run?
-    pub(super) fn check(&self, path: &Path) -> Result<()> {
-        let config = self;
-        let (width, heads) = (config.hidden_size, config.num_attention_heads);
-        if heads == 0 || width == 0 || !width.is_multiple_of(4 * heads) || !config.intermediate_size.is_multiple_of(4) {
-            return Err(unsupported(path, "hidden_size", format!("heads ({heads}) of a multiple of 4"), width));
-        }
-        if !["quick_gelu", "gelu"].contains(&config.hidden_act.as_str()) {
-            return Err(unsupported(path, "hidden_act", "quick_gelu or gelu", &config.hidden_act));
-        }
-        if config.num_hidden_layers == 0 || config.max_position_embeddings != 77 {
-            let found = format!("{} layers of {}", config.num_hidden_layers, config.max_position_embeddings);
-            return Err(unsupported(path, "max_position_embeddings", "at least one layer of 77", found));
-        }
-        Ok(())
-    }
-}
-
-/// diffusers' scheduler_config.json: the noise schedule that the model was trained with.
-#[derive(Clone, Debug, Deserialize)]
-pub struct NoiseConfig {
-    /// `scaled_linear` or `linear`.
-    #[serde(default = "scaled_linear")]
-    pub beta_schedule: String,
-    /// First beta.
-    #[serde(default = "beta_start")]
-    pub beta_start: f64,
-    /// Last beta.
-    #[serde(default = "beta_end")]
-    pub beta_end: f64,
-    /// Steps of training.
-    #[serde(default = "train_timesteps")]
-    pub num_train_timesteps: usize,
-    /// `epsilon` or `v_prediction`.
-    #[serde(default = "epsilon")]
-    pub prediction_type: String,
-    /// Betas rescaled so that the last step has no signal (Lin et al. 2023).
-    #[serde(default)]
-    pub rescale_betas_zero_snr: bool,
-}
-
-impl Default for NoiseConfig {
-    fn default() -> Self {
-        NoiseConfig {
-            beta_schedule: scaled_linear(),
-            beta_start: beta_start(),
-            beta_end: beta_end(),
-            num_train_timesteps: train_timesteps(),
-            prediction_type: epsilon(),
-            rescale_betas_zero_snr: false,
-        }
-    }
-}
-
-fn scaled_linear() -> String {
-    "scaled_linear".into()
-}
-
-fn beta_start() -> f64 {
-    0.00085
-}
-
-fn beta_end() -> f64 {
-    0.012
-}
-
-fn train_timesteps() -> usize {
-    1000
-}
-
-fn epsilon() -> String {
-    "epsilon".into()
-}
-
-impl NoiseConfig {
-    /// Parse the JSON of a diffusers scheduler.
-    ///
-    /// # Errors
-    /// As [`UNetConfig::parse`].
-    pub fn parse(path: &Path, json: &str) -> Result<NoiseConfig> {
-        let config: NoiseConfig = parse(path, json)?;
-        if !["scaled_linear", "linear"].contains(&config.beta_schedule.as_str()) {
-            return Err(unsupported(path, "beta_schedule", "scaled_linear or linear", &config.beta_schedule));
-        }
-        if !["epsilon", "v_prediction"].contains(&config.prediction_type.as_str()) {
-            return Err(unsupported(path, "prediction_type", "epsilon or v_prediction", &config.prediction_type));
-        }
-        let ordered = 0.0 < config.beta_start && config.beta_start <= config.beta_end && config.beta_end < 1.0;
-        if !ordered || !(2..=10_000).contains(&config.num_train_timesteps) {
-            let found = format!("{} .. {}, {} steps", config.beta_start, config.beta_end, config.num_train_timesteps);
-            return Err(unsupported(path, "betas", "0 < beta_start <= beta_end < 1 and 2 to 10000 steps", found));
-        }
-        Ok(config)
     }
 }
 
