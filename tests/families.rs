@@ -310,6 +310,40 @@ fn sdxl() {
     check("sdxl", "SDXL", 1024);
 }
 
+/// Whole pictures of SDXL's kind: each prompt has its own row of pooled text and sizes, and SAG's third pass has uncond's.
+#[test]
+fn sdxl_from_prompt_to_latents() {
+    let at = tempfile::tempdir().expect("a folder");
+    let path = at.path().join("sdxl.safetensors");
+    save(&path, &single(family("sdxl"), Dtype::F32));
+    let options = LoadOptions { precision: Precision::F32, lowmem: false };
+    let pipeline = block_on(Pipeline::load(gpu(), open(&path).expect("a model"), options)).expect("loaded");
+    let request = scumble::Request {
+        prompt: PROMPT.into(),
+        seed: 42,
+        steps: 3,
+        scheduler: "simple".into(),
+        width: Some(96),
+        height: Some(72),
+        original_size: Some([768, 1024]),
+        crop: [8, 16],
+        ..Default::default()
+    };
+    let run = |request: &scumble::Request| {
+        block_on(pipeline.generate(request, &mut |_| std::ops::ControlFlow::Continue(()))).expect("a picture")
+    };
+    let made = run(&request);
+    let error = relative(&made.latents, &Golden::open("families/sdxl").take("loop").data);
+    println!("sdxl loop: {error:.1e}");
+    assert!(error < F32, "{error:.1e}");
+    let other = run(&scumble::Request { original_size: None, ..request.clone() });
+    assert!(relative(&other.latents, &made.latents) > 1e-4, "the sizes count");
+    let halves =
+        block_on(Pipeline::load(gpu(), open(&path).expect("a model"), LoadOptions { lowmem: true, ..options }));
+    let low = block_on(halves.expect("planned").generate(&request, &mut |_| std::ops::ControlFlow::Continue(())));
+    assert_eq!(low.expect("a picture").latents, made.latents, "one part at a time");
+}
+
 #[test]
 fn ids_are_padded_as_each_encoder_was_trained() {
     let at = tempfile::tempdir().expect("a folder");

@@ -4,13 +4,15 @@ Weights are not stored: tests/families.rs draws them again and writes the files 
 the original layout names things is written down here independently of the Rust side.
 """
 import json
+import math
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from common import DATA, MassHook, canonical, random_weights, save
+from common import DATA, MassHook, Schedule, canonical, random_weights, save
 from networks import CROSS_DOWN, CROSS_UP, DOWN, UP, noise
+from sag import degrade
 
 PROMPT = "a fox in a pine forest at night, masterpiece!"
 IDS = [49406, 320, 3240, 530, 320, 7374, 4167, 536, 930, 267, 12066, 256, 49407]       # Hugging Face's, of that prompt
@@ -93,11 +95,11 @@ def config(model):
     return {k: v for k, v in json.loads(text).items() if not k.startswith(("_name", "_use_default"))}
 
 
-def hidden(models, kinds, penultimate):
+def hidden(models, kinds, penultimate, prompt=IDS):
     """(hidden states as the UNet receives them, pooled) of PROMPT, padded as each encoder was trained."""
     states, pooled = [], None
     for model, kind in zip(models, kinds):
-        ids = torch.tensor([IDS + [49407 if kind == "L" else 0] * (77 - len(IDS))])
+        ids = torch.tensor([prompt + [49407 if kind == "L" else 0] * (77 - len(prompt))])
         out = model(ids, output_hidden_states=True)
         norm = (model.text_model if hasattr(model, "text_model") else model).final_layer_norm
         if kinds == "LG":
@@ -107,6 +109,26 @@ def hidden(models, kinds, penultimate):
             states.append(norm(out.hidden_states[-2 if penultimate else -1]))
             pooled = states[0][:, len(IDS) - 1]
     return torch.cat(states, -1), pooled
+
+
+def loop(unet, hook, states, pooled, sizes, h, w):
+    """Three Euler steps with CFG 7 and SAG 0.75 (blur 3) of SDXL's kind, uncond first; seed 42."""
+    schedule = Schedule()
+    sigmas = schedule.simple(3)
+    x = noise(42, 1, 4, h, w) * math.sqrt(1 + sigmas[0] ** 2)
+    ids = torch.tensor([sizes] * 2)
+    mid = [-(-n // 4) for n in (h, w)]
+
+    def denoised(x, s, rows):
+        added = dict(text_embeds=pooled[rows], time_ids=ids[rows])
+        return x - s * unet(x / math.sqrt(s * s + 1), schedule.timestep(s), encoder_hidden_states=states[rows], added_cond_kwargs=added).sample
+
+    for s, t in zip(sigmas, sigmas[1:]):
+        uncond, cond = denoised(x.repeat(2, 1, 1, 1), s, slice(0, 2)).chunk(2)
+        degraded, _ = degrade(uncond, hook.mass()[:1], mid, 3.0, 1.0)
+        d = uncond + 7 * (cond - uncond) + 0.75 * (degraded - denoised(degraded + (x - uncond), s, slice(0, 1)))
+        x = x + (x - d) / s * (t - s)
+    return x
 
 
 def main():
@@ -129,7 +151,7 @@ def main():
             matrix = lambda n: "4" if "mid_block.attentions" in n and n.endswith("weight") and "group_norm" not in n else ""
             parts["vae"] = dict(config=config(vae), tensors=tensors(vae, lambda n: (vae_name(n), matrix(n))))
             dist = vae.encode(noise(5, 1, 3, 40, 24)).latent_dist
-            golden |= dict(decoded=vae.decode(noise(4, 1, 4, 3, 5)).sample, mean=dist.mean, logvar=dist.logvar)
+            golden |= dict(decoded=vae.decode(noise(4, 2, 4, 3, 5)).sample, mean=dist.mean, logvar=dist.logvar)
             texts = []
             for i, kind in enumerate(kinds):
                 setting = CLIPTextConfig(**TEXTS[kind], vocab_size=49408, max_position_embeddings=77, num_attention_heads=4, bos_token_id=49406, eos_token_id=49407)
@@ -146,6 +168,11 @@ def main():
                 parts["text_encoder" + ("_2" if i else "")] = dict(config=config(model), tensors=tensors(model, place))
             states, pooled = hidden(texts, kinds, False)
             golden |= dict(hidden_states=states, pooled=pooled)
+            if xl:
+                nothing, none = hidden(texts, kinds, False, [49406, 49407])
+                both = torch.cat([nothing, states]), torch.cat([none, pooled])
+                # original height and width, crop from the top and the left, target height and width
+                golden["loop"] = loop(unet, hook, *both, [1024.0, 768.0, 16.0, 8.0, 72.0, 96.0], 9, 12)
             if family == "sd21":
                 # A single file of SD 2.x holds all layers, of which the last but one is read.
                 golden["single.hidden_states"], golden["single.pooled"] = hidden(texts, kinds, True)
