@@ -154,7 +154,12 @@ impl Factors {
                     let problem = format!("tensor {key} has shape {shape:?}, expected one number");
                     return Err(Error::file(weights.path(), problem, "fetch the file again"));
                 }
-                weights.finite(key, &shape)?.first().map(|alpha| f64::from(*alpha) / rank as f64)
+                // A whole number in some trainers' files.
+                let value = weights.f32(key, &shape)?.first().copied().unwrap_or(f32::NAN);
+                if !value.is_finite() {
+                    return Err(weights.not_finite(key, value));
+                }
+                Some(f64::from(value) / rank as f64)
             }
         };
         let scale = (f64::from(lora.strength) * alpha.unwrap_or(1.0)) as f32;

@@ -148,11 +148,12 @@ impl Weights {
         Ok((0..rows * columns).map(|i| values[i % columns * rows + i / columns]).collect())
     }
 
-    /// [`Weights::f32`], none of them infinite or NaN.
+    /// [`Weights::f32`] of a float tensor, none of them infinite or NaN: parameters.
     ///
     /// # Errors
-    /// As [`Weights::f32`]; [`Error::File`] for a value that is not finite.
+    /// As [`Weights::f32`]; [`Error::File`] for integers, and for a value that is not finite.
     pub fn finite(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        self.check_float(name)?;
         let values = self.f32(name, expected)?;
         self.check_finite(name, &values)?;
         Ok(values)
@@ -163,6 +164,7 @@ impl Weights {
     /// # Errors
     /// As [`Weights::finite`]; a row out of range is ours.
     pub fn row(&self, name: &str, expected: &[usize], row: usize) -> Result<Vec<f32>> {
+        self.check_float(name)?;
         let entry = self.entry(name, expected)?;
         assert!(row < expected[0] && !entry.transposed, "{name}: row {row} of {expected:?}");
         let width = entry.range.len() / expected[0];
@@ -170,6 +172,13 @@ impl Weights {
         let values = self.decode(name, entry, start..start + width)?;
         self.check_finite(name, &values)?;
         Ok(values)
+    }
+
+    fn check_float(&self, name: &str) -> Result<()> {
+        match self.dtype(name) {
+            Some(integer @ (Dtype::I64 | Dtype::I32)) => Err(self.not_float(name, integer)),
+            _ => Ok(()),
+        }
     }
 
     fn check_finite(&self, name: &str, values: &[f32]) -> Result<()> {
