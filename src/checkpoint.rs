@@ -173,7 +173,8 @@ impl Checkpoint {
         }
         if let (Some(added), true) = (config.added, complete) {
             let last = &self.texts[self.texts.len() - 1].part;
-            let pooled = last.weights.shape("text_projection.weight").map_or(0, |shape| shape[0]);
+            let pooled =
+                last.weights.shape("text_projection.weight").and_then(|shape| shape.first().copied()).unwrap_or(0);
             if pooled != added.pooled() {
                 let found = format!("{pooled} (text_projection of the second text encoder)");
                 return unsupported("the pooled text", format!("{} numbers", added.pooled()), found);
@@ -238,7 +239,7 @@ fn of_weights(file: Weights, named: &[Weights]) -> Result<Checkpoint> {
     let raw = below(&file, &prefix);
     let encoders: Vec<&Weights> = if named.is_empty() { vec![&file] } else { named.iter().collect() };
     let found = find_texts(&encoders);
-    let pooled = found.iter().filter_map(|(w, _)| Some(w.shape("text_projection.weight")?[0])).next_back();
+    let pooled = found.iter().filter_map(|(w, _)| w.shape("text_projection.weight")?.first().copied()).next_back();
     let mut config = UNetConfig::of_weights(&raw, pooled)?;
     let unet = Modules::unet(&config).canonical(&raw);
     let (noise, why) = NoiseConfig::of_weights(&file, &unet, &config)?;

@@ -276,14 +276,17 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {
     }
     let Some(header) = rest.get(..length as usize) else { return Ok(()) };
     match serde_json::from_slice::<Keys>(header) {
-        Ok(Keys(Some(name))) => Err(Error::file(path, format!("damaged: it holds two tensors named {name}"), hint)),
+        Ok(Keys(Some(problem))) => Err(Error::file(path, format!("damaged: {problem}"), hint)),
         // What is no JSON object is told by the parser that follows.
         Ok(Keys(None)) | Err(_) => Ok(()),
     }
 }
 
-/// The first key that an object holds twice; maps keep the last in silence.
+/// What is wrong with a header's first bad tensor: named twice (maps keep the last in silence), or further off than sums can count.
 struct Keys(Option<String>);
+
+/// Offsets beyond this are of no file; the parser's sums would overflow.
+const MAX_END: u64 = 1 << 60;
 
 impl<'de> serde::Deserialize<'de> for Keys {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Keys, D::Error> {
@@ -297,13 +300,19 @@ impl<'de> serde::Deserialize<'de> for Keys {
 
             fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Keys, A::Error> {
                 let mut seen = HashSet::new();
-                let mut twice = None;
-                while let Some((key, _)) = map.next_entry::<String, serde::de::IgnoredAny>()? {
+                let mut problem = None;
+                while let Some(key) = map.next_key::<String>()? {
+                    let tensor = map.next_value::<serde_json::Value>()?;
+                    // The parser reads objects and, by their order, lists.
+                    let offsets = tensor.get("data_offsets").or_else(|| tensor.get(2));
+                    if offsets.and_then(|offsets| offsets.get(1)?.as_u64()).is_some_and(|end| end > MAX_END) {
+                        problem.get_or_insert_with(|| format!("the header lies about the offsets of tensor {key}"));
+                    }
                     if !seen.insert(key.clone()) {
-                        twice.get_or_insert(key);
+                        problem.get_or_insert_with(|| format!("it holds two tensors named {key}"));
                     }
                 }
-                Ok(Keys(twice))
+                Ok(Keys(problem))
             }
         }
         deserializer.deserialize_map(Visitor)

@@ -112,19 +112,30 @@ impl Modules {
 
     /// The original name of a canonical one (a parameter's or a module's); the name itself where the layouts agree.
     pub fn original(&self, name: &str) -> String {
-        replace(name, |prefix| self.0.iter().find(|(_, ours)| ours == prefix).map(|(theirs, _)| theirs.as_str()))
+        let longest = self.0.iter().map(|(_, ours)| ours.len()).max().unwrap_or(0);
+        replace(name, longest, |prefix| {
+            self.0.iter().find(|(_, ours)| ours == prefix).map(|(theirs, _)| theirs.as_str())
+        })
     }
 
     /// Weights in the original layout under their canonical names.
     pub(crate) fn canonical(&self, weights: &Weights) -> Weights {
         let table: HashMap<&str, &str> = self.0.iter().map(|(theirs, ours)| (theirs.as_str(), ours.as_str())).collect();
-        weights.renamed(|name| vec![(replace(name, |prefix| table.get(prefix).copied()), Slice::Whole)])
+        let longest = table.keys().map(|name| name.len()).max().unwrap_or(0);
+        weights.renamed(|name| vec![(replace(name, longest, |prefix| table.get(prefix).copied()), Slice::Whole)])
     }
 }
 
-/// `name` with its longest prefix that `find` knows replaced; prefixes end at dots.
-fn replace<'a>(name: &str, find: impl Fn(&str) -> Option<&'a str>) -> String {
-    let mut end = name.len();
+/// `name` with its longest prefix that `find` knows replaced; prefixes end at dots, `find` knows none longer than `longest`.
+fn replace<'a>(name: &str, longest: usize, find: impl Fn(&str) -> Option<&'a str>) -> String {
+    // A name of a million dots must not cost time by the square.
+    let mut end = match name.as_bytes().get(..=longest) {
+        None => name.len(),
+        Some(start) => match start.iter().rposition(|&byte| byte == b'.') {
+            Some(dot) => dot,
+            None => return name.to_owned(),
+        },
+    };
     loop {
         if let Some(new) = find(&name[..end]) {
             return format!("{new}{}", &name[end..]);

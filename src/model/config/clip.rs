@@ -7,6 +7,9 @@ use serde::Deserialize;
 use super::{eps, parse, unsupported};
 use crate::error::Result;
 
+/// Widths of a text encoder that are still believed; a table without rows can claim any.
+const MAX_WIDTH: usize = 1 << 20;
+
 /// transformers' CLIPTextModel config.json.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ClipConfig {
@@ -61,7 +64,8 @@ impl ClipConfig {
     pub(crate) fn check(&self, path: &Path) -> Result<()> {
         let config = self;
         let (width, heads) = (config.hidden_size, config.num_attention_heads);
-        if heads == 0 || width == 0 || !width.is_multiple_of(4 * heads) || !config.intermediate_size.is_multiple_of(4) {
+        let heads_fit = heads > 0 && width.is_multiple_of(heads.saturating_mul(4));
+        if !heads_fit || !(1..=MAX_WIDTH).contains(&width) || !config.intermediate_size.is_multiple_of(4) {
             return Err(unsupported(path, "hidden_size", format!("heads ({heads}) of a multiple of 4"), width));
         }
         if !["quick_gelu", "gelu"].contains(&config.hidden_act.as_str()) {

@@ -7,6 +7,9 @@ use serde::Deserialize;
 use super::{groups, parse, refuse, unsupported, yes};
 use crate::error::Result;
 
+/// Levels of an autoencoder that are still believed: real ones have four.
+const MAX_LEVELS: usize = 16;
+
 /// diffusers' AutoencoderKL config.json.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VaeConfig {
@@ -113,6 +116,10 @@ impl VaeConfig {
                     channels,
                 ));
             }
+        }
+        if config.block_out_channels.len() > MAX_LEVELS {
+            let found = config.block_out_channels.len();
+            return Err(unsupported(path, "block_out_channels", format!("at most {MAX_LEVELS} levels"), found));
         }
         if config.block_out_channels.is_empty() || config.latent_channels != 4 {
             return Err(unsupported(path, "latent_channels", "4, and at least one level", config.latent_channels));
