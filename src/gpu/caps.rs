@@ -86,6 +86,16 @@ impl Caps {
         self.subgroups && self.subgroup_size == [size, size]
     }
 
+    /// Edge of the matrices that the coop kernels use, and lanes of the subgroups that hold them; none where the device or
+    /// its subgroups do not suit (wgpu cannot ask for one size of several).
+    pub fn coop(&self) -> Option<[u32; 2]> {
+        let edge = self.cooperative.iter().copied().filter(|edge| [8, 16].contains(edge)).max()?;
+        let [lanes, most] = self.subgroup_size;
+        // Metal's compiler refuses what naga writes for matrices in memory of vectors.
+        let suits = lanes == most && lanes > 0 && self.f16 && self.subgroups && self.backend != "metal";
+        (suits && self.workgroup_memory >= 32 << 10).then_some([edge, lanes])
+    }
+
     /// Is this a software device, where barriers cost more than arithmetic?
     pub fn is_cpu(&self) -> bool {
         self.kind == DeviceKind::Cpu

@@ -47,6 +47,14 @@ struct Live {
 const NO_ADAPTER: &str = "no GPU adapter found: scumble needs Vulkan, Metal or DX12; install your graphics driver, \
     or on Debian/Ubuntu a software device with `apt-get install libvulkan1 mesa-vulkan-drivers` (slower)";
 
+/// Leave to use matrix units, which wgpu calls experimental.
+#[allow(unsafe_code)]
+fn experimental() -> wgpu::ExperimentalFeatures {
+    // SAFETY: the token says that the caller knows such features to be less tested than others. Ours is tested: every kernel
+    // that uses it is held against a reference, on the device that runs it.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
+}
+
 impl Gpu {
     /// The capabilities of every adapter of this machine, in the order that `--device INDEX` counts.
     pub async fn adapters() -> Vec<Caps> {
@@ -75,8 +83,12 @@ impl Gpu {
         for wanted in [wgpu::Features::SHADER_F16, wgpu::Features::SUBGROUP, wgpu::Features::TIMESTAMP_QUERY] {
             features |= adapter.features() & wanted;
         }
+        if caps.coop().is_some() {
+            features |= adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("scumble"),
+            experimental_features: experimental(),
             required_features: features,
             required_limits: adapter.limits(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::device::Gpu;
+use super::unroll::{Line, unroll};
 use super::wait::lock;
 use crate::error::Result;
 
@@ -55,34 +56,42 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The WGSL text for a compiler. Line n of the text is line n of the kernel's file, as long as it has that many.
+    /// The WGSL text for a compiler, its marked loops written out (src/gpu/unroll.rs).
     ///
     /// # Panics
     /// If a head name is not declared exactly once in the text: our fault, caught by the kernel-text tests.
     pub fn compose(&self, dialect: Dialect) -> String {
-        let text: String = self.files().map(|(_, text)| text).collect();
+        let lines = self.lines();
+        let has = |word: &str| lines.iter().any(|(_, line)| line.contains(word));
+        let f16 = self.head.iter().any(|(_, value)| matches!(value, Value::Type(t) if t.contains("f16")));
+        let mut enable = String::new();
+        enable.push_str(if f16 { "enable f16; " } else { "" });
+        enable.push_str(if has("coop_mat") { "enable wgpu_cooperative_matrix; " } else { "" });
+        enable.push_str(if dialect == Dialect::Browser && has("subgroup") { "enable subgroups; " } else { "" });
+        // On line 1, in front of the file's own first comment: line numbers stay.
+        for (_, line) in lines {
+            enable.push_str(&line);
+            enable.push('\n');
+        }
+        enable
+    }
+
+    /// The lines of all files with their head values, written out.
+    fn lines(&self) -> Vec<Line> {
         let mut replaced = vec![false; self.head.len()];
-        let lines: Vec<Cow<'_, str>> = text
-            .lines()
-            .map(|line| match self.head.iter().position(|(name, _)| declares(line, name)) {
-                Some(i) => {
-                    assert!(!replaced[i], "{}: head name {} is declared twice", self.source.path, self.head[i].0);
-                    replaced[i] = true;
-                    Cow::Owned(declaration(self.head[i].0, &self.head[i].1))
-                }
-                None => Cow::Borrowed(line),
-            })
-            .collect();
+        let line = |line: &str| match self.head.iter().position(|(name, _)| declares(line, name)) {
+            Some(i) => {
+                assert!(!replaced[i], "{}: head name {} is declared twice", self.source.path, self.head[i].0);
+                replaced[i] = true;
+                declaration(self.head[i].0, &self.head[i].1)
+            }
+            None => line.to_owned(),
+        };
+        let lines = self.files().flat_map(|(_, text)| text.lines()).map(line).collect();
         for (done, (name, _)) in replaced.iter().zip(&self.head) {
             assert!(done, "{}: no head const or alias is named {name}", self.source.path);
         }
-        let f16 = self.head.iter().any(|(_, value)| matches!(value, Value::Type(t) if t.contains("f16")));
-        let subgroups = text.contains("subgroup") && dialect == Dialect::Browser;
-        let mut enable = String::new();
-        enable.push_str(if f16 { "enable f16; " } else { "" });
-        enable.push_str(if subgroups { "enable subgroups; " } else { "" });
-        // On line 1, in front of the file's own first comment: line numbers stay.
-        enable + &lines.join("\n") + "\n"
+        unroll(lines)
     }
 
     /// Path and text of the kernel's file and of its libraries, in the order of the composed text.
@@ -93,7 +102,8 @@ impl Kernel {
 
     /// `file:line` of a 1-based line of the composed text.
     pub fn locate(&self, line: usize) -> String {
-        let mut line = line;
+        let lines = self.lines();
+        let mut line = lines.get(line.saturating_sub(1)).map_or(line, |(from, _)| from + 1);
         for (path, text) in self.files() {
             let lines = text.lines().count();
             if line <= lines {

@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod noop;
 pub mod plan;
 pub mod run;
+mod unroll;
 pub mod upload;
 mod wait;
 

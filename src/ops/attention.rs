@@ -1,6 +1,8 @@
 //! attention: softmax(Q Kᵀ / √d) V, streaming over the keys, and on request the attention mass per key that SAG needs.
 
+use super::coop::mat_types;
 use super::{Variant, choose, source, vec4_of};
+use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -17,11 +19,14 @@ pub struct Dims {
     pub keys: u32,
     /// Head dim / 4.
     pub d4: u32,
+    /// Queries of a workgroup on matrix units; 0 where size and types do not suit them.
+    pub coop: u32,
 }
 
 static PORTABLE: Source = source!("attention/portable.wgsl", "lib/linear.wgsl");
 static REGISTER: Source = source!("attention/register.wgsl", "lib/keys_each.wgsl");
 static SUBGROUP: Source = source!("attention/register.wgsl", "lib/keys_shared.wgsl");
+static COOP: Source = source!("attention/coop.wgsl");
 static TILE: Source = source!("attention/tile.wgsl");
 static MASS: Source = source!("attention/mass.wgsl", "lib/linear.wgsl");
 static MASS_WORKGROUP: Source = source!("attention/mass_workgroup.wgsl");
@@ -43,6 +48,13 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         grid: |d| [d.queries.div_ceil(8), d.heads * d.d4.div_ceil(8), d.batch],
     },
     Variant {
+        name: "coop",
+        source: &COOP,
+        needs: |caps| caps.coop().is_some(),
+        fits: |d| d.coop > 0,
+        grid: |d| [d.queries.div_ceil(d.coop), d.heads, d.batch],
+    },
+    Variant {
         name: "tile",
         source: &TILE,
         needs: |caps| !caps.is_cpu() && caps.workgroup_memory >= 16 << 10,
@@ -57,6 +69,9 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         grid: |d| linear_grid(u64::from(d.batch * d.heads) * u64::from(d.queries), 64),
     },
 ];
+
+/// Subgroups of a workgroup in the coop variant.
+const COOP_SUBGROUPS: u32 = 4;
 
 /// The variants of the mass per key, the fastest first.
 pub static MASS_VARIANTS: &[Variant<Dims>] = &[
@@ -135,7 +150,7 @@ impl Attention {
 
     fn dims(&self) -> Dims {
         let (queries, keys) = (self.q.tokens(), self.kv.tokens());
-        Dims { batch: self.q.batch(), heads: self.heads, queries, keys, d4: self.head_dim / 4 }
+        Dims { batch: self.q.batch(), heads: self.heads, queries, keys, d4: self.head_dim / 4, coop: 0 }
     }
 
     /// The `Dims` of the kernels, word by word.
@@ -206,17 +221,18 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
         a.kv_repeat
     );
     assert_eq!(a.q.dtype, a.kv.dtype, "attention: types of q and kv");
+    let dims = Dims { coop: coop_queries(g.caps(), a), ..dims };
     let variant = choose(g, "attention", VARIANTS, &dims);
     let [b, h, w, _] = a.q.dims;
     let out = g.activation("attention", [b, h, w, a.heads * a.head_dim]);
     // The kernel declares lse; where nobody asked, it binds four floats that it does not write.
     let lse_tensor = lse.unwrap_or_else(|| g.activation_f32("no lse", [1, 1, 1, 4]));
-    let head = vec![
-        ("elem4", vec4_of(a.q.dtype)),
-        ("D4", Value::U32(dims.d4)),
-        ("CAUSAL", Value::Bool(a.causal)),
-        ("WITH_LSE", Value::Bool(lse.is_some())),
-    ];
+    let mut head =
+        vec![("elem4", vec4_of(a.q.dtype)), ("D4", Value::U32(dims.d4)), ("WITH_LSE", Value::Bool(lse.is_some()))];
+    match variant.name {
+        "coop" => head.extend(coop_head(g.caps(), a.head_dim)),
+        _ => head.push(("CAUSAL", Value::Bool(a.causal))),
+    }
     g.push(Node {
         op: "attention",
         variant: variant.name,
@@ -233,6 +249,33 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
             * u64::from(a.head_dim),
     });
     out
+}
+
+/// Queries of a workgroup on matrix units, or 0 where they do not suit: blocks of keys and values must fit beside the
+/// scores.
+fn coop_queries(caps: &Caps, a: &Attention) -> u32 {
+    let Some([edge, lanes]) = caps.coop() else { return 0 };
+    let queries = edge.max(lanes) * COOP_SUBGROUPS;
+    let padded = a.head_dim.next_multiple_of(edge);
+    let keys = 2 * edge * (padded + 8) * 2;
+    let scores = queries * (edge + 4) * 4 + queries * (edge + 8) * 2;
+    let fits = keys + scores + 16 <= caps.workgroup_memory && padded <= 160;
+    if fits && a.q.dtype == DType::F16 && !a.causal && a.q.tokens() >= 16 { queries } else { 0 }
+}
+
+fn coop_head(caps: &Caps, head_dim: u32) -> Vec<(&'static str, Value)> {
+    let Some([edge, lanes]) = caps.coop() else { unreachable!("attention: coop on a device without") };
+    let values = [
+        ("EDGE", edge),
+        ("LANES", lanes),
+        ("DP", head_dim.next_multiple_of(edge)),
+        ("BKEY", edge),
+        ("WM", edge.max(lanes)),
+        ("SUBGROUPS", COOP_SUBGROUPS),
+    ];
+    let mut head: Vec<_> = values.map(|(name, value)| (name, Value::U32(value))).to_vec();
+    head.extend(mat_types(edge));
+    head
 }
 
 /// Element types that the networks use; tests run all of them.

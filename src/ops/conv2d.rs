@@ -1,5 +1,6 @@
 //! conv2d: 1x1 and 3x3 convolution, channels last, as an implicit matrix product over taps and channels.
 
+use super::coop::{self, Product, Shape};
 use super::{Activation, Conv, Epilogue, Variant, assert_residual, choose, source, vec4_of, weight_lib};
 use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -11,11 +12,14 @@ pub struct Dims {
     pub m: u32,
     /// Output channels, in groups of four.
     pub n4: u32,
+    /// Do size and types suit matrix units?
+    pub coop: bool,
 }
 
 static PORTABLE: Source = source!("conv2d/portable.wgsl", "lib/conv.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
 static REGISTER: Source = source!("conv2d/register.wgsl", "lib/rows_each.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
 static SUBGROUP: Source = source!("conv2d/register.wgsl", "lib/rows_shared.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
+static COOP: Source = source!("conv2d/coop.wgsl", "lib/conv.wgsl", "lib/coop.wgsl");
 static TILE: Source = source!("conv2d/tile.wgsl", "lib/conv.wgsl", "lib/tile.wgsl", "lib/epilogue.wgsl");
 
 /// The variants, the fastest first.
@@ -33,6 +37,14 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         needs: |caps| caps.is_cpu(),
         fits: |d| d.m <= 64 * 65_535,
         grid: |d| [d.m.div_ceil(64), d.n4.div_ceil(8), 1],
+    },
+    Variant {
+        name: "coop",
+        source: &COOP,
+        needs: |caps| caps.coop().is_some(),
+        fits: |d| d.coop,
+        // By the tile: see coop.rs.
+        grid: |_| [1, 1, 1],
     },
     Variant {
         name: "tile",
@@ -103,21 +115,18 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let [in_h, in_w] = taps.resize.unwrap_or([src_h, src_w]);
     let size = |n: u32| (n + taps.pad[0] + taps.pad[1] - kernel) / taps.stride + 1;
     let shape = [batch, size(in_h), size(in_w), n];
-    let dims = Dims { m: shape[0] * shape[1] * shape[2], n4: n / 4 };
+    let m = shape[0] * shape[1] * shape[2];
+    let product = Shape { m, n, k, depth: common_divisor(x_channels, y_channels) };
+    let dims = Dims { m, n4: n / 4, coop: coop::fits(g.caps(), &product, [x.dtype, layer.weight.dtype]) };
     let variant = choose(g, "conv2d", VARIANTS, &dims);
     assert!(epilogue.activation != Activation::Geglu, "conv2d: no network has GEGLU after a convolution");
     assert_residual("conv2d", &epilogue, x, dims.m, n);
     let b = layer.weight.bind(g);
-    let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), x, dims.m);
-    let out = if epilogue.f32_out { g.activation_f32("conv2d", shape) } else { g.activation("conv2d", shape) };
-    head.extend([
-        ("elem4", vec4_of(x.dtype)),
-        ("weight4", vec4_of(b.dtype)),
-        ("out4", vec4_of(out.dtype)),
+    let form = [
         ("KERNEL", Value::U32(kernel)),
         ("TWO_SOURCES", Value::Bool(y.is_some())),
         ("RESIZE", Value::Bool(taps.resize.is_some())),
-    ]);
+    ];
     let geometry = [
         dims.m,
         dims.n4,
@@ -134,16 +143,37 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     ];
     // PyTorch's nearest: f32 scale = in / out, source index = floor(index * scale).
     let scales = [src_h as f32 / in_h as f32, src_w as f32 / in_w as f32].map(f32::to_bits);
+    let reads = vec![x, y.unwrap_or(x), b];
+    let dims_words = [&geometry[..], &scales].concat();
+    if variant.name == "coop" {
+        let linear = taps.stride == 1 && taps.resize.is_none() && shape[1..3] == [src_h, src_w];
+        let head = [&form[..], &[("LINEAR", Value::Bool(linear))]].concat();
+        let (bias, epilogue) = (layer.bias.as_ref(), &epilogue);
+        let dims = dims_words;
+        return coop::record(
+            g,
+            Product { op: "conv2d", source: &COOP, shape: product, head, dims, reads, out: shape, epilogue, bias },
+        );
+    }
+    let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), x, dims.m);
+    let out = if epilogue.f32_out { g.activation_f32("conv2d", shape) } else { g.activation("conv2d", shape) };
+    head.extend(form);
+    head.extend([("elem4", vec4_of(x.dtype)), ("weight4", vec4_of(b.dtype)), ("out4", vec4_of(out.dtype))]);
     g.push(Node {
         op: "conv2d",
         variant: variant.name,
         kernel: Kernel { source: variant.source, libs: vec![weight_lib(b.dtype)], head },
-        reads: vec![x, y.unwrap_or(x), b, bias, residual],
+        reads: [reads, vec![bias, residual]].concat(),
         writes: vec![out],
-        dims: [&geometry[..], &scales, &words].concat(),
+        dims: [dims_words, words.to_vec()].concat(),
         step: false,
         grid: (variant.grid)(&dims),
         flops: 2 * u64::from(dims.m) * u64::from(n) * u64::from(k),
     });
     out
+}
+
+/// The greatest number that divides both (0 is divided by every number).
+fn common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { common_divisor(b, a % b) }
 }

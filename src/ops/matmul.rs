@@ -1,5 +1,6 @@
 //! matmul: C = act(A B + bias) + residual, A [M, K] activations, B [K, N] weights.
 
+use super::coop::{self, Product, Shape};
 use super::{Activation, Epilogue, Linear, Variant, assert_residual, choose, source, vec4_of, weight_lib};
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source};
@@ -13,11 +14,14 @@ pub struct Dims {
     pub n4: u32,
     /// Depth, in groups of four.
     pub k4: u32,
+    /// Do size and types suit matrix units?
+    pub coop: bool,
 }
 
 static PORTABLE: Source = source!("matmul/portable.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
 static REGISTER: Source = source!("matmul/register.wgsl", "lib/rows_each.wgsl", "lib/epilogue.wgsl");
 static SUBGROUP: Source = source!("matmul/register.wgsl", "lib/rows_shared.wgsl", "lib/epilogue.wgsl");
+static COOP: Source = source!("matmul/coop.wgsl", "lib/coop.wgsl");
 static TILE: Source = source!("matmul/tile.wgsl", "lib/tile.wgsl", "lib/epilogue.wgsl");
 
 /// The variants, the fastest first.
@@ -35,6 +39,14 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         needs: |caps| caps.is_cpu(),
         fits: |d| d.m >= 8 && d.m <= 64 * 65_535,
         grid: |d| [d.m.div_ceil(64), d.n4.div_ceil(8), 1],
+    },
+    Variant {
+        name: "coop",
+        source: &COOP,
+        needs: |caps| caps.coop().is_some(),
+        fits: |d| d.coop,
+        // By the tile: see coop.rs.
+        grid: |_| [1, 1, 1],
     },
     Variant {
         name: "tile",
@@ -56,7 +68,9 @@ pub static VARIANTS: &[Variant<Dims>] = &[
 pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> Tensor {
     let [_, _, k, n] = layer.weight.dims;
     assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
-    let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4 };
+    let shape = Shape { m: a.rows(), n, k, depth: k };
+    let suits = coop::fits(g.caps(), &shape, [a.dtype, layer.weight.dtype]);
+    let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits };
     let variant = choose(g, "matmul", VARIANTS, &dims);
     let geglu = epilogue.activation == Activation::Geglu;
     let columns = if geglu { n / 2 } else { n };
@@ -66,9 +80,25 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
     );
     assert_residual("matmul", &epilogue, a, a.rows(), columns);
     let b = layer.weight.bind(g);
+    let size = [a.dims[0], a.dims[1], a.dims[2], columns];
+    if variant.name == "coop" {
+        let (bias, epilogue) = (layer.bias.as_ref(), &epilogue);
+        let dims = vec![dims.m, dims.n4, dims.k4];
+        let product = Product {
+            op: "matmul",
+            source: &COOP,
+            shape,
+            head: vec![],
+            dims,
+            reads: vec![a, b],
+            out: size,
+            epilogue,
+            bias,
+        };
+        return coop::record(g, product);
+    }
     let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), a, dims.m);
-    let shape = [a.dims[0], a.dims[1], a.dims[2], columns];
-    let out = if epilogue.f32_out { g.activation_f32("matmul", shape) } else { g.activation("matmul", shape) };
+    let out = if epilogue.f32_out { g.activation_f32("matmul", size) } else { g.activation("matmul", size) };
     head.extend([("elem4", vec4_of(a.dtype)), ("weight4", vec4_of(b.dtype)), ("out4", vec4_of(out.dtype))]);
     g.push(Node {
         op: "matmul",

@@ -8,6 +8,7 @@ use crate::gpu::{Buffer, Caps};
 pub mod attention;
 pub mod blend;
 pub mod conv2d;
+pub mod coop;
 pub mod degrade;
 pub mod group_norm;
 pub mod guidance;

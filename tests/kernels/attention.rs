@@ -175,6 +175,34 @@ fn images_share_a_prompts_keys() {
     });
 }
 
+/// Heads that fill matrices and heads that do not; queries and keys beside the blocks; scores that grow from block to block, so
+/// that rows are rescaled, once and often.
+#[test]
+fn matrix_units() {
+    everywhere("attention", |place| {
+        if !place.takes(&[DType::F16]) {
+            return;
+        }
+        for head_dim in [8, 12, 40, 64, 80, 160] {
+            check_case(place, &Case::fused(2, 37, 2, head_dim, DType::F16));
+        }
+        for tokens in [16, 32, 33, 65, 130] {
+            check_case(place, &Case::fused(1, tokens, 2, 40, DType::F16));
+        }
+        for keys in [1, 7, 77, 154] {
+            check_case(place, &Case::cross(4, 45, keys, 2, 40, 2, DType::F16));
+        }
+        let mut case = Case::fused(1, 96, 2, 8, DType::F16);
+        for (i, value) in case.q.values.iter_mut().enumerate() {
+            let (token, channel) = (i / 48, i % 48);
+            let growth = if channel < 32 { 1.0 + token as f64 / 16.0 } else { 1.0 };
+            *value = half::f16::from_f64(*value * growth).to_f64();
+        }
+        case.kv = case.q.clone();
+        check_case(place, &case);
+    });
+}
+
 /// Scores so large that exp without the running maximum overflows, and so small that all weights underflow.
 #[test]
 fn large_scores() {

@@ -188,6 +188,26 @@ fn two_sources() {
     });
 }
 
+/// Whole tiles, ragged ones, and few tiles of great depth, which several workgroups share.
+#[test]
+fn matrix_units() {
+    everywhere("conv2d", |place| {
+        let base = Case { batch: 2, size: [8, 8], channels: [32, 0], out: 64, ..BASE };
+        check_case(place, F16, base);
+        check_case(place, F16, Case { batch: 1, size: [7, 9], out: 36, ..base });
+        check_case(place, F16, Case { channels: [32, 64], ..base });
+        check_case(place, F16, Case { channels: [64, 32], kernel: 1, taps: Taps::same(1), ..base });
+        check_case(place, F16, Case { size: [9, 7], taps: Taps::half(), ..base });
+        check_case(place, F16, Case { size: [8, 6], taps: Taps::half_after(), ..base });
+        check_case(place, F16, Case { size: [5, 3], taps: Taps::resized([9, 6]), ..base });
+        let form = Form { residual: true, activation: Activation::Silu, ..PLAIN };
+        check_case(place, F16, Case { batch: 1, size: [6, 5], channels: [128, 0], out: 32, form, ..base });
+        let form = Form { bias: Bias::Rows { rows: 64, offset: 8 }, ..PLAIN };
+        check_case(place, F16, Case { form, ..base });
+        check_case(place, (DType::F16, DType::F16, DType::F32), Case { out: 4, ..base });
+    });
+}
+
 #[test]
 fn epilogues() {
     everywhere("conv2d", |place| {

@@ -76,6 +76,23 @@ fn every_type() {
     });
 }
 
+/// Whole tiles, ragged ones, and few tiles of great depth, which several workgroups share.
+#[test]
+fn matrix_units() {
+    use Activation as A;
+    everywhere("matmul", |place| {
+        for shape in [[32, 64, 32], [70, 36, 96], [9, 32, 64], [256, 160, 64], [128, 320, 32]] {
+            case(place, F16, shape, PLAIN);
+            case(place, (DType::F16, DType::F16, DType::F32), shape, PLAIN);
+        }
+        for shape in [[32, 32, 2048], [40, 44, 1024]] {
+            case(place, F16, shape, Form { activation: A::Silu, bias: Bias::Own, residual: true, ..PLAIN });
+        }
+        case(place, F16, [64, 64, 96], Form { activation: A::Geglu, bias: Bias::Own, ..PLAIN });
+        case(place, F16, [64, 64, 1024], Form { activation: A::Geglu, bias: Bias::Own, ..PLAIN });
+    });
+}
+
 #[test]
 fn every_activation() {
     use Activation as A;

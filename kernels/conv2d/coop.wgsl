@@ -1,0 +1,106 @@
+// 2-D convolution as an implicit matrix product on matrix units (kernels/lib/coop.wgsl). Steps run over the taps of BK channels,
+// then over channels, so that what one tap fetched is still cached for the next. Channels of both sources are multiples of
+// BK. Grid (tiles, shares of K).
+alias elem4 = vec4<f16>;
+alias weight4 = vec4<f16>;
+alias out4 = vec4<f16>;
+const KERNEL: u32 = 3u;             // 1 or 3 taps a side
+const TWO_SOURCES: bool = false;    // channels of x, then channels of y, in place of a concatenation
+const RESIZE: bool = false;         // nearest-neighbour resize of the input to in_h x in_w before the taps
+const LINEAR: bool = true;          // output pixels lie over the stored ones: stride 1, no resize
+
+struct Dims {
+    m: u32, n4: u32,                            // output pixels of the batch, output channels / 4
+    out_h: u32, out_w: u32, in_h: u32, in_w: u32,
+    x4: u32, y4: u32,                           // channels / 4 of the two sources
+    stride: u32, pad: u32,                      // pad: rows above and columns to the left
+    src_h: u32, src_w: u32,                     // the stored input; in_h, in_w unless RESIZE
+    scale_y: f32, scale_x: f32,                 // f32(src / in), as PyTorch's nearest
+    rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<elem4>;           // [B, src_h, src_w, x4]
+@group(0) @binding(1) var<storage, read> y: array<elem4>;           // [B, src_h, src_w, y4]
+@group(0) @binding(2) var<storage, read> b: array<weight4>;         // [KERNEL, KERNEL, 4 (x4 + y4), N/4]
+@group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
+@group(0) @binding(4) var<storage, read> residual: array<elem4>;    // [M, N/4]
+@group(0) @binding(5) var<storage, read_write> out: array<out4>;    // [M, N/4]
+@group(0) @binding(6) var<uniform> dims: Dims;
+
+const TAPS: u32 = KERNEL * KERNEL;
+
+// Of this thread's loads: the output pixel of the first, and for each which taps are inside the picture (LINEAR: three bits
+// for lines, three for columns, four loads a word) or its line and column.
+var<private> a_row: u32;
+var<private> a_column: u32;
+var<private> places: array<u32, A_LOADS>;
+// The step: tap, and first group of channels.
+var<private> tap: vec2<u32>;
+var<private> channel4: u32;
+var<private> b_at: u32;
+var<private> b_column: u32;
+
+fn steps() -> u32 { return TAPS * ((dims.x4 + dims.y4) / BK4); }
+
+fn row_of(i: u32) -> u32 {
+    if (RAGGED) { return min(a_row + i * A_ROWS, dims.m - 1u); }
+    return a_row + i * A_ROWS;
+}
+
+fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
+    a_row = row0 + own_row(local);
+    a_column = local % BK4;
+    //: for i in 0..A_LOADS
+    {
+        let p = place(row_of($iu));
+        if (LINEAR) {
+            let lines = select(0u, 1u, p.y >= dims.pad) | 2u | select(0u, 4u, p.y + 2u - dims.pad < dims.in_h);
+            let columns = select(0u, 1u, p.z >= dims.pad) | 2u | select(0u, 4u, p.z + 2u - dims.pad < dims.in_w);
+            places[$i / 4] |= (lines | (columns << 3u)) << ($iu % 4u * 8u);
+        } else {
+            places[$i] = (p.y << 16u) | p.z;
+        }
+    }
+    //: end
+    tap = vec2<u32>(step % TAPS / KERNEL, step % KERNEL);
+    channel4 = step / TAPS * BK4;
+    b_column = n4_0 + local % B_RUN;
+    b_at = local / B_RUN * dims.n4;
+    if (!RAGGED) { b_at += b_column; }
+}
+
+fn advance() {
+    tap.y += 1u;
+    if (tap.y == KERNEL) { tap = vec2<u32>(tap.x + 1u, 0u); }
+    if (tap.x == KERNEL) {
+        tap.x = 0u;
+        channel4 += BK4;
+    }
+}
+
+// Channels of a stored pixel, in the source that the step is of.
+fn fetch(pixel: u32) -> vec4<f16> {
+    if (TWO_SOURCES && channel4 >= dims.x4) { return y[pixel * dims.y4 + channel4 - dims.x4 + a_column]; }
+    return x[pixel * dims.x4 + channel4 + a_column];
+}
+
+fn load_a(i: u32) -> vec4<f16> {
+    let row = row_of(i);
+    if (KERNEL == 1u && LINEAR) { return fetch(row); }
+    if (LINEAR) {
+        let inside = places[i / 4u] >> (i % 4u * 8u);
+        if (((inside >> tap.x) & (inside >> (3u + tap.y)) & 1u) == 0u) { return vec4<f16>(); }
+        return fetch(row + tap.x * dims.src_w + tap.y - dims.pad * dims.src_w - dims.pad);
+    }
+    let p = vec3<u32>(row / (dims.out_h * dims.out_w), places[i] >> 16u, places[i] & 0xffffu);
+    let t = tap_at(p, tap.x * KERNEL + tap.y);
+    if (!t.inside) { return vec4<f16>(); }
+    return fetch(t.pixel);
+}
+
+fn load_b(i: u32) -> vec4<f16> {
+    let depth = ((tap.x * KERNEL + tap.y) * (dims.x4 + dims.y4) + channel4) * 4u + i / B_RUNS * B_ROWS;
+    let at = b_at + depth * dims.n4;
+    if (RAGGED) { return b[at + min(b_column + i % B_RUNS * B_RUN, dims.n4 - 1u)]; }
+    return b[at + i % B_RUNS * B_RUN];
+}

@@ -1,0 +1,130 @@
+// The main loop of the coop variants: C tile = sum over K of A tile times B tile on matrix units, through workgroup memory.
+// The kernel gives prepare(row0, n4_0, local, step), load_a(i), load_b(i), advance(), steps(), dims.m and dims.n4.
+// A step is BK deep. Its tiles are fetched into registers while the step before is multiplied: between fetch and use stands
+// a barrier, over which the drivers do not move them back to their use.
+const EDGE: u32 = 16u;          // of a matrix
+const LANES: u32 = 32u;         // of a subgroup
+const BM: u32 = 128u;           // a workgroup's tile ..
+const BN: u32 = 128u;
+const BK: u32 = 32u;
+const WM: u32 = 64u;            // .. and a subgroup's part of it
+const WN: u32 = 64u;
+const B_RUN: u32 = 32u;         // neighbouring groups of four columns that neighbouring threads load
+const SPLITS: u32 = 1u;         // workgroups that share a tile's steps
+const RAGGED: bool = false;     // are there rows or columns beyond the matrix in a tile?
+const GROUP: u32 = 8u;          // tiles down before the next column of tiles, so that neighbours share what is cached
+const FM: u32 = WM / EDGE;
+const FN: u32 = WN / EDGE;
+const SUBGROUPS: u32 = (BM / WM) * (BN / WN);
+const THREADS: u32 = SUBGROUPS * LANES;
+const BK4: u32 = BK / 4u;
+const BN4: u32 = BN / 4u;
+const A_ROW: u32 = BK4 + 2u;    // padded, so that the rows of a matrix lie in different banks
+const B_ROW: u32 = BN4 + 2u;
+const C_ROW: u32 = EDGE / 4u + 1u;
+const A_LOADS: u32 = BM * BK4 / THREADS;
+const B_LOADS: u32 = BK * BN4 / THREADS;
+const PAIRS: u32 = EDGE * EDGE / 8u;                // pairs of four columns in a matrix
+const A_ROWS: u32 = THREADS / BK4;                  // rows from one load of a thread to its next
+const B_ROWS: u32 = THREADS / B_RUN;
+const B_RUNS: u32 = BN4 / B_RUN;
+alias MatA = coop_mat16x16<f16, A>;
+alias MatB = coop_mat16x16<f16, B>;
+alias MatC = coop_mat16x16<f32, C>;
+
+// Which share of the steps this workgroup has.
+var<private> share: u32;
+
+// Each a multiple of 16 bytes long: matrices are loaded from such addresses.
+var<workgroup> a_tile: array<vec4<f16>, BM * A_ROW>;
+var<workgroup> b_tile: array<vec4<f16>, BK * B_ROW>;
+var<workgroup> c_tile: array<vec4<f32>, SUBGROUPS * EDGE * C_ROW>;
+
+// The row of the tile that a thread's first load is of. Where a half of a subgroup loads parts of two rows, they are four
+// apart: neighbours would meet in the same banks.
+fn own_row(local: u32) -> u32 {
+    let row = local / BK4;
+    if (BK4 == 8u && A_ROWS % 8u == 0u) { return (row & ~7u) | ((row & 7u) >> 1u) | ((row & 1u) << 2u); }
+    return row;
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
+    share = wid.y;
+    let tiles_m = (dims.m + BM - 1u) / BM;
+    let tiles_n = (dims.n4 + BN4 - 1u) / BN4;
+    let band = wid.x / (GROUP * tiles_n);
+    let within = wid.x % (GROUP * tiles_n);
+    let band_rows = min(GROUP, tiles_m - band * GROUP);
+    let row0 = (band * GROUP + within % band_rows) * BM;
+    let n4_0 = within / band_rows * BN4;
+    let first = steps() * share / SPLITS;
+    let last = steps() * (share + 1u) / SPLITS;
+    let subgroup = local / LANES;
+    let lane = local % LANES;
+    let wm = subgroup / (BN / WN) * WM;
+    let wn = subgroup % (BN / WN) * WN;
+    let a_to = own_row(local) * A_ROW + local % BK4;
+    let b_to = local / B_RUN * B_ROW + local % B_RUN;
+    prepare(row0, n4_0, local, first);
+    //: for i in 0..FM
+    //: for j in 0..FN
+    var acc_$i_$j = MatC();
+    //: end
+    //: end
+    //: for i in 0..A_LOADS
+    a_tile[a_to + $iu * (A_ROWS * A_ROW)] = load_a($iu);
+    //: end
+    //: for i in 0..B_LOADS
+    b_tile[b_to + $iu / B_RUNS * (B_ROWS * B_ROW) + $iu % B_RUNS * B_RUN] = load_b($iu);
+    //: end
+    workgroupBarrier();
+    for (var step = first; step < last; step++) {
+        if (step + 1u < last) { advance(); }
+        //: for i in 0..A_LOADS
+        let a_$i = load_a($iu);
+        //: end
+        //: for i in 0..B_LOADS
+        let b_$i = load_b($iu);
+        //: end
+        //: for k in 0..BK / EDGE
+        //: for i in 0..FM
+        let fa_$k_$i = coopLoadT<MatA>(&a_tile[(wm + $iu * EDGE) * A_ROW + $ku * EDGE / 4u], A_ROW);
+        //: end
+        //: for j in 0..FN
+        let fb_$k_$j = coopLoadT<MatB>(&b_tile[$ku * EDGE * B_ROW + (wn + $ju * EDGE) / 4u], B_ROW);
+        //: end
+        //: for i in 0..FM
+        //: for j in 0..FN
+        acc_$i_$j = coopMultiplyAdd(fa_$k_$i, fb_$k_$j, acc_$i_$j);
+        //: end
+        //: end
+        //: end
+        workgroupBarrier();
+        //: for i in 0..A_LOADS
+        a_tile[a_to + $iu * (A_ROWS * A_ROW)] = a_$i;
+        //: end
+        //: for i in 0..B_LOADS
+        b_tile[b_to + $iu / B_RUNS * (B_ROWS * B_ROW) + $iu % B_RUNS * B_RUN] = b_$i;
+        //: end
+        workgroupBarrier();
+    }
+    // Matrices give up their elements through workgroup memory only.
+    let c_to = subgroup * EDGE * C_ROW;
+    //: for i in 0..FM
+    //: for j in 0..FN
+    coopStoreT(acc_$i_$j, &c_tile[c_to], C_ROW);
+    workgroupBarrier();
+    for (var pair = lane; pair < PAIRS; pair += LANES) {
+        let r = pair / (EDGE / 8u);
+        let c = pair % (EDGE / 8u) * 2u;
+        let row = row0 + wm + $iu * EDGE + r;
+        let n4 = n4_0 + (wn + $ju * EDGE) / 4u + c;
+        if (!RAGGED || (row < dims.m && n4 < dims.n4)) {
+            store_c(row, n4, c_tile[c_to + r * C_ROW + c], c_tile[c_to + r * C_ROW + c + 1u]);
+        }
+    }
+    workgroupBarrier();
+    //: end
+    //: end
+}

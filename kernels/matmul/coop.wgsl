@@ -1,0 +1,47 @@
+// C = epilogue(A B) on matrix units (kernels/lib/coop.wgsl). A [M, K], B [K, N], C [M, N], K a multiple of BK;
+// grid (tiles, shares of K).
+alias elem4 = vec4<f16>;
+alias weight4 = vec4<f16>;
+alias out4 = vec4<f16>;
+
+struct Dims { m: u32, n4: u32, k4: u32, rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32 }
+
+@group(0) @binding(0) var<storage, read> a: array<elem4>;           // [M, K/4]
+@group(0) @binding(1) var<storage, read> b: array<weight4>;         // [K, N/4]
+@group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
+@group(0) @binding(3) var<storage, read> residual: array<elem4>;    // [M, N/4]
+@group(0) @binding(4) var<storage, read_write> out: array<out4>;    // [M, N/4]
+@group(0) @binding(5) var<uniform> dims: Dims;
+
+// Where this thread's first loads of the step are.
+var<private> a_row: u32;
+var<private> a_at: u32;
+var<private> b_at: u32;
+var<private> b_column: u32;
+
+fn steps() -> u32 { return dims.k4 / BK4; }
+
+fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
+    a_row = row0 + own_row(local);
+    a_at = local % BK4 + step * BK4;
+    if (!RAGGED) { a_at += a_row * dims.k4; }
+    b_column = n4_0 + local % B_RUN;
+    b_at = (local / B_RUN + step * BK) * dims.n4;
+    if (!RAGGED) { b_at += b_column; }
+}
+
+fn advance() {
+    a_at += BK4;
+    b_at += BK * dims.n4;
+}
+
+fn load_a(i: u32) -> vec4<f16> {
+    if (RAGGED) { return a[min(a_row + i * A_ROWS, dims.m - 1u) * dims.k4 + a_at]; }
+    return a[a_at + i * (A_ROWS * dims.k4)];
+}
+
+fn load_b(i: u32) -> vec4<f16> {
+    let down = i / B_RUNS * B_ROWS * dims.n4;
+    if (RAGGED) { return b[b_at + down + min(b_column + i % B_RUNS * B_RUN, dims.n4 - 1u)]; }
+    return b[b_at + down + i % B_RUNS * B_RUN];
+}

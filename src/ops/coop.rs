@@ -1,0 +1,199 @@
+//! What the coop variants of matmul and conv2d share: the tile of a workgroup, how many workgroups share a tile's depth, and the
+//! sum of their shares.
+
+use super::{Epilogue, Param, source, vec4_of};
+use crate::gpu::Caps;
+use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
+use crate::gpu::kernel::{Kernel, Source, Value};
+
+/// act(acc + bias) + residual where a workgroup has the whole depth.
+static EPILOGUE: Source = source!("lib/epilogue.wgsl");
+/// Plain sums where it has a share.
+static PARTIAL: Source = source!("lib/partial.wgsl");
+static REDUCE: Source = source!("matmul/reduce.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
+
+/// Rows, columns and depth of a workgroup's tile, rows and columns of a subgroup's part, and the time of a step of BK, in
+/// nanoseconds on an H200, alone on a multiprocessor and beside another one (benches/NOTES.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Rows.
+    pub bm: u32,
+    /// Columns.
+    pub bn: u32,
+    /// Depth of a step.
+    pub bk: u32,
+    /// Rows of a subgroup.
+    pub wm: u32,
+    /// Columns of a subgroup.
+    pub wn: u32,
+    alone: u32,
+    /// 0 where registers allow one workgroup alone.
+    beside: u32,
+}
+
+const fn tile([bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside: u32) -> Tile {
+    Tile { bm, bn, bk, wm, wn, alone, beside }
+}
+
+/// Tiles of matrices with an edge of 16.
+const TILES_16: &[Tile] = &[
+    tile([128, 256, 32, 64, 64], 970, 0),
+    tile([128, 128, 32, 64, 64], 640, 1000),
+    tile([128, 160, 32, 32, 80], 727, 0),
+    tile([64, 320, 32, 32, 80], 709, 0),
+    tile([64, 160, 32, 32, 80], 529, 870),
+    tile([64, 64, 32, 32, 32], 350, 500),
+];
+
+/// Tiles of matrices with an edge of 8.
+const TILES_8: &[Tile] = &[tile([32, 32, 16, 16, 16], 1, 0)];
+
+/// A product's size, and what of its depth lies in one piece.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Rows.
+    pub m: u32,
+    /// Columns.
+    pub n: u32,
+    /// Depth.
+    pub k: u32,
+    /// Every source's channels are multiples of this.
+    pub depth: u32,
+}
+
+/// Multiprocessors that a product should fill: wgpu does not tell how many there are.
+const UNITS: u32 = 132;
+
+fn tiles(edge: u32) -> &'static [Tile] {
+    if edge == 16 { TILES_16 } else { TILES_8 }
+}
+
+/// Can this product run on matrix units of `caps`?
+pub fn fits(caps: &Caps, shape: &Shape, types: [DType; 2]) -> bool {
+    let Some([edge, _]) = caps.coop() else { return false };
+    types == [DType::F16; 2] && shape.m >= 8 && tiles(edge).iter().any(|tile| shape.depth.is_multiple_of(tile.bk))
+}
+
+/// The tile and the number of shares that should be fastest.
+fn choose(shape: &Shape, edge: u32) -> (Tile, u32) {
+    let time = |tile: &Tile, splits: u32| -> u64 {
+        let tiles = u64::from(shape.m.div_ceil(tile.bm)) * u64::from(shape.n.div_ceil(tile.bn));
+        let groups = tiles * u64::from(splits);
+        let steps = u64::from((shape.k / tile.bk).div_ceil(splits));
+        let units = u64::from(UNITS);
+        let (rounds, step) = match tile.beside {
+            0 => (groups.div_ceil(units), tile.alone),
+            beside if groups > units => (groups.div_ceil(2 * units), beside),
+            _ => (1, tile.alone),
+        };
+        // Start and end of a tile, and the reduction: its dispatch, and its traffic at 2.5 TB/s.
+        let share = u64::from(shape.m) * u64::from(shape.n) * 8 * u64::from(splits) / 2500;
+        let reduction = if splits > 1 { 4000 + share } else { 0 };
+        rounds * (steps * u64::from(step) + 2500) + reduction
+    };
+    let fitting = tiles(edge).iter().filter(|tile| shape.depth.is_multiple_of(tile.bk));
+    let splits = [1, 2, 3, 4, 6, 8, 12, 16];
+    let all = fitting.flat_map(|tile| splits.map(|s| (*tile, s)));
+    let enough = |(tile, s): &(Tile, u32)| *s == 1 || shape.k / tile.bk / s >= 4;
+    match all.filter(enough).min_by_key(|(tile, s)| time(tile, *s)) {
+        Some(best) => best,
+        None => unreachable!("{shape:?} was said to fit"),
+    }
+}
+
+/// One product to record.
+pub(crate) struct Product<'a> {
+    /// The op's name.
+    pub op: &'static str,
+    /// Its kernel.
+    pub source: &'static Source,
+    /// Size.
+    pub shape: Shape,
+    /// The kernel's own head values, dims, and inputs without bias and residual.
+    pub head: Vec<(&'static str, Value)>,
+    pub dims: Vec<u32>,
+    pub reads: Vec<Tensor>,
+    /// [B, H, W, columns].
+    pub out: [u32; 4],
+    pub epilogue: &'a Epilogue,
+    pub bias: Option<&'a Param>,
+}
+
+/// Record a product, in one dispatch or as shares and their sum.
+pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
+    let Product { op, source, shape, mut head, mut dims, mut reads, out, epilogue, bias } = product;
+    let Some([edge, lanes]) = g.caps().coop() else { unreachable!("{op}: coop on a device without") };
+    let (tile, splits) = choose(&shape, edge);
+    let stand_in = reads[0];
+    let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, shape.m);
+    let result = if epilogue.f32_out { g.activation_f32(op, out) } else { g.activation(op, out) };
+    let shares = (splits > 1).then(|| g.activation_f32("shares of a product", [splits, 1, shape.m, shape.n]));
+    let stored = shares.unwrap_or(result);
+    let ragged = !shape.m.is_multiple_of(tile.bm) || !shape.n.is_multiple_of(tile.bn);
+    head.extend(heads(&tile, edge, lanes));
+    head.extend([
+        ("RAGGED", Value::Bool(ragged)),
+        ("SPLITS", Value::U32(splits)),
+        ("elem4", vec4_of(DType::F16)),
+        ("weight4", vec4_of(DType::F16)),
+        ("out4", vec4_of(stored.dtype)),
+    ]);
+    if shares.is_none() {
+        head.extend(parts.iter().cloned());
+    }
+    reads.extend([bias, residual]);
+    dims.extend(words);
+    let tiles = shape.m.div_ceil(tile.bm) * shape.n.div_ceil(tile.bn);
+    g.push(Node {
+        op,
+        variant: "coop",
+        kernel: Kernel { source, libs: vec![if shares.is_some() { &PARTIAL } else { &EPILOGUE }], head },
+        reads,
+        writes: vec![stored],
+        dims,
+        step: false,
+        grid: [tiles, splits, 1],
+        flops: 2 * u64::from(shape.m) * u64::from(shape.n) * u64::from(shape.k),
+    });
+    let Some(shares) = shares else { return result };
+    let types = [("elem4", vec4_of(DType::F16)), ("out4", vec4_of(result.dtype)), ("SPLITS", Value::U32(splits))];
+    g.push(Node {
+        op,
+        variant: "reduce",
+        kernel: Kernel { source: &REDUCE, libs: vec![], head: [parts, types.to_vec()].concat() },
+        reads: vec![shares, bias, residual],
+        writes: vec![result],
+        dims: [&[shape.m, shape.n / 4][..], &words].concat(),
+        step: false,
+        grid: linear_grid(u64::from(shape.m) * u64::from((shape.n / 4).div_ceil(2)), 64),
+        flops: u64::from(splits) * u64::from(shape.m) * u64::from(shape.n),
+    });
+    result
+}
+
+fn heads(tile: &Tile, edge: u32, lanes: u32) -> Vec<(&'static str, Value)> {
+    let threads = (tile.bm / tile.wm) * (tile.bn / tile.wn) * lanes;
+    // The longest run of columns that divides a row of the tile and the threads.
+    let run = 1 << (tile.bn / 4).trailing_zeros().min(threads.trailing_zeros());
+    let mut head = vec![
+        ("EDGE", Value::U32(edge)),
+        ("LANES", Value::U32(lanes)),
+        ("BM", Value::U32(tile.bm)),
+        ("BN", Value::U32(tile.bn)),
+        ("BK", Value::U32(tile.bk)),
+        ("WM", Value::U32(tile.wm)),
+        ("WN", Value::U32(tile.wn)),
+        ("B_RUN", Value::U32(run)),
+    ];
+    head.extend(mat_types(edge));
+    head
+}
+
+/// The types of matrices with this edge.
+pub(crate) fn mat_types(edge: u32) -> [(&'static str, Value); 3] {
+    let [a, b, c] = match edge {
+        16 => ["coop_mat16x16<f16, A>", "coop_mat16x16<f16, B>", "coop_mat16x16<f32, C>"],
+        _ => ["coop_mat8x8<f16, A>", "coop_mat8x8<f16, B>", "coop_mat8x8<f32, C>"],
+    };
+    [("MatA", Value::Type(a)), ("MatB", Value::Type(b)), ("MatC", Value::Type(c))]
+}
