@@ -153,12 +153,25 @@ impl Pipeline {
         let mut kept: u64 = kv.iter().map(|dims| size(dims, self.dtype)).sum();
         let before = kept + g.planned_bytes(alignment) + bytes(hidden.bytes()) + SCALARS;
 
+        // Timesteps to time projections: once, too.
+        let mut g = Graph::new(gpu, DType::F32);
+        let calls = job.timesteps.len() as u32;
+        let t = g.argument("timesteps", [1, 1, 1, calls.next_multiple_of(4)], DType::F32);
+        let rows = unet.added_input().map(|width| g.argument("added rows", [1, 1, prompts, width], DType::F32));
+        let given = bytes(t.bytes()) + rows.map_or(0, |rows| bytes(rows.bytes()));
+        let added = rows.and_then(|rows| unet.added(&mut g, rows));
+        let times = unet.times(&mut g, t, [calls, 1], added);
+        g.keep_argument(times);
+        gpu.check_graph(what, &g)?;
+        kept += bytes(times.bytes());
+        let before = before.max(kept + g.planned_bytes(alignment) + given + SCALARS);
+
         let mut g = Graph::new(gpu, self.dtype);
         let [_, h, w, _] = job.dims();
         let (x, out) = (g.argument("x", job.dims(), DType::F32), g.argument("denoised", job.dims(), DType::F32));
         let floats =
             |g: &mut Graph, n: usize| g.argument("floats", [1, 1, 1, n.next_multiple_of(4) as u32], DType::F32);
-        let timesteps = floats(&mut g, job.timesteps.len());
+        let times = g.argument("times", times.dims, DType::F32);
         let mask = job.passes.sag.then(|| floats(&mut g, job.mask_floats()));
         let context: Vec<_> = kv.iter().map(|&dims| g.argument("context", dims, self.dtype)).collect();
         let mut more = Vec::new();
@@ -166,21 +179,20 @@ impl Pipeline {
             more.push(size(&dims, DType::F32));
             g.argument("given", dims, DType::F32)
         };
-        let added = unet.added_width().map(|width| argument(&mut g, [1, 1, prompts, width]));
         let extra = job.sees_masks.then(|| argument(&mut g, [1, h, w, 8]));
         let held = job.masked.then(|| Kept {
             mask: argument(&mut g, [1, 1, 1, (h * w).next_multiple_of(4)]),
             picture: argument(&mut g, [1, h, w, 4]),
             noise: argument(&mut g, job.dims()),
         });
-        let surroundings = Surroundings { timesteps, context: &context, added, mask, extra, kept: held };
+        let surroundings = Surroundings { times, context: &context, mask, extra, kept: held };
         denoise(&mut g, unet, job.passes, x, &surroundings, out);
         gpu.check_graph(what, &g)?;
         kept += more.iter().sum::<u64>();
         let latent = bytes(job.shape.iter().product::<usize>() as u64 * 4);
         let latents = job.recording.plan().slots.len() as u64 * latent;
         let mask = if job.passes.sag { bytes(job.mask_floats() as u64 * 4) } else { 0 };
-        let scalars = bytes(job.timesteps.len() as u64 * 4) + (job.calls.len() + lincombs(&job.recording)) as u64 * 256;
+        let scalars = (job.calls.len() + lincombs(&job.recording)) as u64 * 256;
         let lincomb_dims = arities(&job.recording).len() as u64 * 16;
         // Latents and masks are read back one after the other while the loop's buffers still live.
         let readback = latent.max(mask);

@@ -10,6 +10,7 @@ use crate::ops::blend::{Kept, blend};
 use crate::ops::degrade::degrade;
 use crate::ops::guidance::{Degraded, guidance};
 use crate::ops::pack::pack;
+use crate::ops::take::take;
 
 /// Which passes one denoising makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +42,10 @@ impl Passes {
 /// Tensors that a denoising reads and writes beside x.
 #[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
-    /// Timesteps of all calls, [calls].
-    pub timesteps: Tensor,
+    /// [`UNet::times`] of all calls.
+    pub times: Tensor,
     /// [`UNet::context`] of [uncond, cond], or of [cond].
     pub context: &'a [ContextKv],
-    /// [`UNet::added`] of the same prompts.
-    pub added: Option<Tensor>,
     /// Masks of all calls, [calls, B, 1, mask_stride]; read only with SAG.
     pub mask: Option<Tensor>,
     /// What an inpainting model sees beside x, [1, h, w, 8] f32: the mask, the masked picture's latents, zeros.
@@ -70,7 +69,8 @@ pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surrou
     // 1. uncond and cond in one batch; the mid block's attention mass of uncond comes with it
     let input = pack(g, x, s.extra, passes.prompts());
     let mass_of = passes.sag.then_some(x.batch());
-    let ask = Ask { timesteps: s.timesteps, rows: 1, context: s.context, added: s.added, mass_of };
+    let time = take(g, s.times);
+    let ask = Ask { time, context: s.context, mass_of };
     let first = unet.forward(g, input, &ask);
 
     // 2. and 3. where uncond looks most: blur, re-noise, ask again without the prompt
@@ -79,9 +79,8 @@ pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surrou
         let (degraded, renoised) = degrade(g, x, first.sample, mass, mid, mask);
         let input = pack(g, renoised, s.extra, 1);
         let uncond: Vec<ContextKv> = s.context.iter().map(|kv| g.first(*kv)).collect();
-        let added =
-            s.added.map(|added| g.view(added, [added.rows(), 1, 1, added.channels()])).map(|rows| g.first(rows));
-        let ask = Ask { context: &uncond, added, mass_of: None, ..ask };
+        let rows = g.view(time, [time.rows(), 1, 1, time.channels()]);
+        let ask = Ask { time: g.first(rows), context: &uncond, mass_of: None };
         let again = unet.forward(g, input, &ask).sample;
         Degraded { degraded, renoised, again }
     });

@@ -224,16 +224,22 @@ pub async fn run_unet(
     };
     let x = gpu.upload("sample", &input.sample.to_padded_nhwc(shape)).await?;
     let t = gpu.upload("timestep", &input.timestep.data).await?;
+    let time = {
+        let mut g = Graph::new(gpu, DType::F32);
+        let t = g.bind("timestep", &t, dims([1, 1, 1, rows.next_multiple_of(4)]), DType::F32);
+        let added = added.map(|(buffer, dims)| g.bind("added", &buffer, dims, DType::F32));
+        run_kept(gpu, g, |g| Some(unet.times(g, t, [1, rows as u32], added))).await?
+    };
     let e = gpu.upload("context", &input.encoder_hidden_states.data).await?;
     let mut g = Graph::new(gpu, dtype);
     let x = g.bind("sample", &x, dims([b, h, w, c.next_multiple_of(4)]), DType::F32);
     let x = pack(&mut g, x, None, 1);
-    let t = g.bind("timestep", &t, [1, 1, 1, (t.bytes() / 4) as u32], DType::F32);
     let e = g.bind("context", &e, dims([b, 1, s, config.cross_dim]), DType::F32);
-    let added = added.map(|(buffer, dims)| g.bind("added", &buffer, dims, DType::F32));
+    let Some((time, [rows, ..])) = time else { unreachable!("a UNet has time projections") };
+    let time = g.bind("times", &time, [1, 1, rows, unet.times_width()], DType::F32);
     let context = unet.context(&mut g, e);
     let mass_of = sag_map.then_some(b as u32);
-    let ask = Ask { timesteps: t, rows: rows as u32, context: &context, added, mass_of };
+    let ask = Ask { time, context: &context, mass_of };
     let out = unet.forward(&mut g, x, &ask);
     let sample = gpu.storage("sample", out.sample.bytes()).await?;
     g.keep(out.sample, &sample);

@@ -83,36 +83,45 @@ pub(crate) struct Sampling {
     mask: Option<Buffer>,
 }
 
-/// Text to the keys and values of every cross-attention, and SDXL's addition to the time embedding; in buffers that outlive the
-/// loop.
-async fn context(
-    gpu: &Gpu,
-    unet: &UNet,
-    dtype: DType,
-    text: &Text,
-) -> Result<(Vec<(Buffer, [u32; 4])>, Option<Buffer>)> {
+/// What is computed once before the loop, in buffers that outlive it.
+struct Prepared {
+    /// Keys and values of every cross-attention.
+    context: Vec<(Buffer, [u32; 4])>,
+    /// Time projections of all calls.
+    times: (Buffer, [u32; 4]),
+}
+
+/// Text to keys and values; timesteps, and what SDXL adds to them, to time projections.
+async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -> Result<Prepared> {
     let Conditioning { prompts, tokens, width, ref hidden, .. } = text.conditioning;
     let states = gpu.upload("hidden states", hidden).await?;
     let mut g = Graph::new(gpu, dtype);
     let x = g.bind("hidden states", &states, [prompts as u32, 1, tokens as u32, width as u32], DType::F32);
-    let mut buffers = Vec::new();
+    let mut context = Vec::new();
     for kv in unet.context(&mut g, x) {
         let buffer = gpu.storage("context", kv.bytes()).await?;
         g.keep(kv, &buffer);
-        buffers.push((buffer, kv.dims));
+        context.push((buffer, kv.dims));
     }
     run_once(gpu, g, &Step::default(), None).await?;
-    if text.added.is_empty() {
-        return Ok((buffers, None));
-    }
-    let rows = gpu.upload("added rows", &text.added).await?;
+    drop(states);
+
     let mut g = Graph::new(gpu, DType::F32);
-    let x = g.bind("added rows", &rows, [1, 1, prompts as u32, (text.added.len() / prompts) as u32], DType::F32);
-    let Some(added) = unet.added(&mut g, x) else { return Ok((buffers, None)) };
-    let buffer = gpu.storage("added", added.bytes()).await?;
-    g.keep(added, &buffer);
+    let timesteps = gpu.upload("timesteps", &job.timesteps).await?;
+    let t = g.bind("timesteps", &timesteps, [1, 1, 1, (timesteps.bytes() / 4) as u32], DType::F32);
+    let rows = match text.added.is_empty() {
+        true => None,
+        false => Some(gpu.upload("added rows", &text.added).await?),
+    };
+    let added = rows.as_ref().and_then(|rows| {
+        let x = g.bind("added rows", rows, [1, 1, prompts as u32, (text.added.len() / prompts) as u32], DType::F32);
+        unet.added(&mut g, x)
+    });
+    let times = unet.times(&mut g, t, [job.timesteps.len() as u32, 1], added);
+    let buffer = gpu.storage("times", times.bytes()).await?;
+    g.keep(times, &buffer);
     run_once(gpu, g, &Step::default(), None).await?;
-    Ok((buffers, Some(buffer)))
+    Ok(Prepared { context, times: (buffer, times.dims) })
 }
 
 impl Sampling {
@@ -126,7 +135,7 @@ impl Sampling {
         given: &Given,
         unit: &[f32],
     ) -> Result<Sampling> {
-        let (context, added) = context(gpu, unet, dtype, text).await?;
+        let Prepared { context, times } = prepare(gpu, unet, dtype, text, job).await?;
         let dims = job.dims();
         let bytes = job.shape.iter().product::<usize>() as u64 * 4;
         let plan = job.recording.plan();
@@ -134,7 +143,6 @@ impl Sampling {
         for _ in &plan.slots {
             latents.push(gpu.storage("latent", bytes).await?);
         }
-        let timesteps = gpu.upload("timesteps", &job.timesteps).await?;
         let mask = match job.passes.sag {
             true => Some(gpu.storage("masks", job.mask_floats() as u64 * 4).await?),
             false => None,
@@ -143,12 +151,9 @@ impl Sampling {
         let mut g = Graph::new(gpu, dtype);
         let (x, denoised) = (g.argument("x", dims, DType::F32), g.argument("denoised", dims, DType::F32));
         let bound = Surroundings {
-            timesteps: g.bind("timesteps", &timesteps, [1, 1, 1, (timesteps.bytes() / 4) as u32], DType::F32),
+            times: g.bind("times", &times.0, times.1, DType::F32),
             mask: mask.as_ref().map(|mask| g.bind("masks", mask, [1, 1, 1, (mask.bytes() / 4) as u32], DType::F32)),
             context: &context.iter().map(|(buffer, dims)| g.bind("context", buffer, *dims, dtype)).collect::<Vec<_>>(),
-            added: added.as_ref().zip(unet.added_width()).map(|(buffer, width)| {
-                g.bind("added", buffer, [1, 1, text.conditioning.prompts as u32, width], DType::F32)
-            }),
             extra: match &given.shown {
                 None => None,
                 Some(shown) => {

@@ -2,13 +2,13 @@
 // WGSL promises sin and cos only near zero; timesteps reach 1000, so the argument is reduced and the series are our own.
 const COS_FIRST: bool = true;               // diffusers' flip_sin_to_cos
 
-struct Dims { rows: u32, half: u32, given: u32 }     // given: timesteps of a call; rows repeat them
+// Of each call: rows of the result, and timesteps given, which the rows repeat in turn.
+struct Dims { rows: u32, calls: u32, half: u32, given: u32 }
 
 @group(0) @binding(0) var<storage, read> timesteps: array<f32>;         // [calls, given]
 @group(0) @binding(1) var<storage, read> frequencies: array<f32>;       // [half]
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;         // [rows, 2 half]
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;         // [rows, calls, 2 half]
 @group(0) @binding(3) var<uniform> dims: Dims;
-@group(1) @binding(0) var<uniform> step: Step;
 
 // cos and sin of x in 0 .. 2000: to the nearest multiple of pi/2 in three parts (Cody & Waite), then Cephes' series.
 fn cos_sin(x: f32) -> vec2<f32> {
@@ -27,11 +27,12 @@ fn cos_sin(x: f32) -> vec2<f32> {
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let index = linear_index(id);
-    if (index >= dims.rows * dims.half) { return; }
-    let row = index / dims.half;
+    if (index >= dims.rows * dims.calls * dims.half) { return; }
     let i = index % dims.half;
-    let both = cos_sin(timesteps[step.call * dims.given + row % dims.given] * frequencies[i]);
-    let at = row * 2u * dims.half + i;
+    let call = index / dims.half % dims.calls;
+    let row = index / dims.half / dims.calls;
+    let both = cos_sin(timesteps[call * dims.given + row % dims.given] * frequencies[i]);
+    let at = (row * dims.calls + call) * 2u * dims.half + i;
     out[at] = select(both.y, both.x, COS_FIRST);
     out[at + dims.half] = select(both.x, both.y, COS_FIRST);
 }

@@ -147,6 +147,7 @@ impl Gpu {
         features.set(wgpu::Features::SHADER_F16, profile.f16);
         features.set(wgpu::Features::SUBGROUP, profile.subgroups);
         features.set(wgpu::Features::TIMESTAMP_QUERY, true);
+        features.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, !profile.cooperative.is_empty());
         let limits = wgpu::Limits {
             max_storage_buffer_binding_size: profile.max_binding,
             max_buffer_size: profile.max_buffer,
@@ -172,6 +173,7 @@ impl Gpu {
         // The backend calls itself a software device whatever it is told.
         caps.kind = if profile.cpu { super::caps::DeviceKind::Cpu } else { super::caps::DeviceKind::Discrete };
         caps.memory = profile.memory;
+        caps.cooperative = profile.cooperative.to_vec();
         let variants = profile.variants.iter().map(|(op, variant)| ((*op).into(), (*variant).into())).collect();
         Self::from_adapter(adapter, caps, &GpuOptions { device: None, variants }).await
     }

@@ -13,6 +13,8 @@ pub struct NoopProfile {
     pub subgroups: bool,
     /// The one subgroup size.
     pub subgroup_size: u32,
+    /// See [`Caps::cooperative`].
+    pub cooperative: &'static [u32],
     /// See [`Caps::max_binding`].
     pub max_binding: u64,
     /// See [`Caps::max_buffer`].
@@ -37,6 +39,7 @@ impl NoopProfile {
         f16: false,
         subgroups: false,
         subgroup_size: 32,
+        cooperative: &[],
         max_binding: 128 << 20,
         max_buffer: 256 << 20,
         storage_buffers: 8,
@@ -58,6 +61,8 @@ impl NoopProfile {
         invocations: 1024,
         ..Self::BROWSER
     };
+    /// Mesa's software device since it has matrix units.
+    pub const LAVAPIPE_26: NoopProfile = NoopProfile { name: "lavapipe 26", cooperative: &[8], ..Self::LAVAPIPE };
     /// An Apple GPU through Metal.
     pub const APPLE: NoopProfile = NoopProfile {
         name: "Apple",
@@ -75,6 +80,7 @@ impl NoopProfile {
         name: "H200",
         f16: true,
         subgroups: true,
+        cooperative: &[16],
         max_binding: (2 << 30) - 4,
         max_buffer: 64 << 30,
         storage_buffers: 96,

@@ -62,14 +62,10 @@ struct Up {
 /// What the UNet is asked beside the sample.
 #[derive(Clone, Copy)]
 pub struct Ask<'a> {
-    /// [calls, rows] f32.
-    pub timesteps: Tensor,
-    /// Timesteps of a call: 1, or one for each image.
-    pub rows: u32,
+    /// This call's rows of [`UNet::times`], [1, 1, R, Σ C]: one, one for each prompt, or one for each image.
+    pub time: Tensor,
     /// [`UNet::context`] of the prompts.
     pub context: &'a [ContextKv],
-    /// [`UNet::added`] of the prompts.
-    pub added: Option<Tensor>,
     /// Return the mid block's mass per key of that many first images.
     pub mass_of: Option<u32>,
 }
@@ -213,18 +209,28 @@ impl UNet {
         self.added.as_ref().map(|added| added.forward(g, input))
     }
 
-    /// Channels of [`UNet::added`]'s tensor; none for models without it.
-    pub fn added_width(&self) -> Option<u32> {
-        self.added.as_ref().map(|added| added.linear_2.weight.dims[3])
+    /// Channels of [`UNet::added`]'s input; none for models without it.
+    pub fn added_input(&self) -> Option<u32> {
+        self.added.as_ref().map(|added| added.linear_1.weight.dims[2])
     }
 
-    /// x [B, h, w, C_in], timesteps [calls, R], contexts from [`UNet::context`] with B a multiple of P → [B, h, w, 4] f32.
-    /// `added` [1, 1, P, 4·C] from [`UNet::added`], or each image's. With `mass_of` also the mid block's mass per key of that
-    /// many first images.
+    /// The time projections of all residual blocks at the timesteps of all calls, [R, 1, calls, Σ C] f32: `timesteps`
+    /// [calls, given] f32, given 1 or one for each image, `added` [1, 1, P, 4·C] from [`UNet::added`]; R is the more
+    /// of `given` and P. Once per run: a call takes its own with [`crate::ops::take::take`].
+    pub fn times(&self, g: &mut Graph, timesteps: Tensor, size: [u32; 2], added: Option<Tensor>) -> Tensor {
+        self.time.forward(g, timesteps, size, added, self.config.cos_first)
+    }
+
+    /// Channels of [`UNet::times`]'s tensor.
+    pub fn times_width(&self) -> u32 {
+        self.time.projections.weight.dims[3]
+    }
+
+    /// x [B, h, w, C_in], contexts from [`UNet::context`] with B a multiple of P → [B, h, w, 4] f32. With `mass_of` also the mid
+    /// block's mass per key of that many first images.
     pub fn forward(&self, g: &mut Graph, x: Tensor, ask: &Ask<'_>) -> Output {
-        // 0. time
-        let Ask { timesteps, rows, context, added, mass_of } = *ask;
-        let time = Some(self.time.forward(g, timesteps, rows, added, self.config.cos_first));
+        let Ask { time, context, mass_of } = *ask;
+        let time = Some(TimeRows { tensor: time });
         let mut kv = context.iter().copied();
 
         // 1. in
@@ -300,17 +306,24 @@ impl Time {
         })
     }
 
-    /// The rows of all residual blocks' time projections, f32: [1, 1, R, Σ C], R the more of `rows` and those of `added`.
-    fn forward(&self, g: &mut Graph, timesteps: Tensor, rows: u32, added: Option<Tensor>, cos_first: bool) -> TimeRows {
+    /// See [`UNet::times`].
+    fn forward(
+        &self,
+        g: &mut Graph,
+        timesteps: Tensor,
+        [calls, given]: [u32; 2],
+        added: Option<Tensor>,
+        cos_first: bool,
+    ) -> Tensor {
         let silu = Epilogue { activation: Activation::Silu, f32_out: true, ..Default::default() };
-        let added_rows = added.map_or(1, |added| added.rows());
-        let h =
-            time_embedding(g, timesteps, &self.frequencies, Rows { given: rows, out: rows.max(added_rows) }, cos_first);
+        let out = given.max(added.map_or(1, |added| added.rows()));
+        let rows = Rows { calls, given, out };
+        let h = time_embedding(g, timesteps, &self.frequencies, rows, cos_first);
         let h = matmul(g, h, &self.linear_1, silu);
         // Every block begins with SiLU of the embedding: once, here.
         let bias_rows = added.map(|tensor| BiasRows { tensor, offset: 0, rows: h.rows() / tensor.rows() });
         let h = matmul(g, h, &self.linear_2, Epilogue { bias_rows, ..silu });
-        TimeRows { tensor: matmul(g, h, &self.projections, Epilogue { f32_out: true, ..Default::default() }) }
+        matmul(g, h, &self.projections, Epilogue { f32_out: true, ..Default::default() })
     }
 }
 

@@ -1,12 +1,42 @@
 //! group_norm: normalise groups of channels over an image, with SiLU if asked; two sources in place of a concatenation.
 
-use super::{Norm, source, vec4_of};
+use super::{Norm, Variant, choose, source, vec4_of};
 use crate::gpu::graph::{Graph, Node, Statistics, Sums, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
 static SUMS: Source = source!("group_norm/sums.wgsl", "lib/linear.wgsl");
 static MERGE: Source = source!("group_norm/merge.wgsl", "lib/linear.wgsl");
+static MERGE_WORKGROUP: Source = source!("group_norm/merge_workgroup.wgsl");
 static APPLY: Source = source!("group_norm/apply.wgsl", "lib/linear.wgsl");
+
+/// What the table of merges looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Dims {
+    /// Images.
+    pub batch: u32,
+    /// Channels.
+    pub channels: u32,
+    /// Groups of them.
+    pub groups: u32,
+}
+
+/// The variants of the merge of the chunks' sums, the fastest first.
+pub static MERGE_VARIANTS: &[Variant<Dims>] = &[
+    Variant {
+        name: "workgroup",
+        source: &MERGE_WORKGROUP,
+        needs: |caps| !caps.is_cpu() && caps.invocations >= 256,
+        fits: |d| d.batch * d.groups <= 65_535,
+        grid: |d| [d.batch * d.groups, 1, 1],
+    },
+    Variant {
+        name: "portable",
+        source: &MERGE,
+        needs: |_| true,
+        fits: |_| true,
+        grid: |d| linear_grid(u64::from(d.batch) * u64::from(d.channels), 64),
+    },
+];
 
 /// Record group norm of x [B, H, W, C] (and y [B, H, W, C'] beside it); the result is [B, H, W, C + C'].
 /// Statistics are merged in f32 from chunks of pixels, so that large means lose no digits.
@@ -36,10 +66,12 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     let out = g.activation("group norm", [batch, h, w, channels]);
     assert_eq!(out.dtype, x.dtype, "group_norm: input and output types");
     let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
+    let dims = Dims { batch, channels, groups };
+    let merge = choose(g, "group_norm_merge", MERGE_VARIANTS, &dims);
     g.push(Node {
-        op: "group_norm",
-        variant: "merge",
-        kernel: Kernel { source: &MERGE, libs: vec![], head: vec![] },
+        op: "group_norm_merge",
+        variant: merge.name,
+        kernel: Kernel { source: merge.source, libs: vec![], head: vec![] },
         reads: vec![sums.tensor, gamma, beta],
         writes: vec![affine],
         dims: vec![
@@ -52,7 +84,7 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
             norm.eps.to_bits(),
         ],
         step: false,
-        grid: linear_grid(u64::from(batch) * u64::from(channels), 64),
+        grid: (merge.grid)(&dims),
         flops: 8 * sums.tensor.len(),
     });
     g.push(Node {
@@ -83,8 +115,9 @@ fn record_sums(g: &mut Graph, sources: [Tensor; 2], head: &[(&'static str, Value
     };
     let inner = columns[1] - columns[0];
     let pixels = (rows[1] - rows[0]) * inner;
-    // Enough chunks to fill a GPU, few enough for one thread to merge them.
-    let chunk = pixels.div_ceil(64).max(16);
+    // Enough chunks to fill a device, few enough to be merged quickly: by one thread, on software devices.
+    let most = if g.caps().is_cpu() { 64 } else { 256 };
+    let chunk = pixels.div_ceil(most).max(16);
     let chunks = pixels.div_ceil(chunk);
     let c4 = x4 + y4;
     let sums = g.activation_f32("group norm sums", [batch, chunks, c4, 8]);

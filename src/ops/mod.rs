@@ -17,6 +17,7 @@ pub mod lincomb;
 pub mod matmul;
 pub mod pack;
 pub mod repack;
+pub mod take;
 pub mod time_embedding;
 
 /// One row of an op's table: a kernel, what the device must have, which shapes it takes, and its grid.
@@ -48,6 +49,7 @@ pub fn tables() -> Vec<(&'static str, Vec<Row>)> {
         ("conv2d", rows(conv2d::VARIANTS)),
         ("attention", rows(attention::VARIANTS)),
         ("attention_mass", rows(attention::MASS_VARIANTS)),
+        ("group_norm_merge", rows(group_norm::MERGE_VARIANTS)),
         ("layer_norm", rows(layer_norm::VARIANTS)),
     ]
 }

@@ -1,10 +1,10 @@
-//! time_embedding: sinusoids of the call's timesteps.
+//! time_embedding: sinusoids of the timesteps of all calls.
 
 use super::{Param, source};
 use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
-static PORTABLE: Source = source!("time_embedding/portable.wgsl", "lib/linear.wgsl", "lib/step.wgsl");
+static PORTABLE: Source = source!("time_embedding/portable.wgsl", "lib/linear.wgsl");
 
 /// The frequencies exp(-ln(10000) i / (half - shift)) for i < half: computed here, since WGSL's exp is not exact enough to be
 /// multiplied by 1000.
@@ -13,32 +13,34 @@ pub fn frequencies(half: u32, shift: f32) -> Vec<f32> {
     (0..half).map(|i| (-step * f64::from(i)).exp() as f32).collect()
 }
 
-/// How many timesteps a call has.
+/// How many timesteps there are.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows {
-    /// In the tensor of timesteps.
+    /// Calls.
+    pub calls: u32,
+    /// Of a call, in the tensor of timesteps.
     pub given: u32,
-    /// In the result, a multiple of those: repeated in turn.
+    /// Of a call, in the result, a multiple of those: repeated in turn.
     pub out: u32,
 }
 
-/// Record [1, 1, rows.out, 2 half] f32: cosines then sines (`cos_first`, diffusers' flip_sin_to_cos) of the timesteps of this
-/// call. `timesteps` holds [calls, rows.given] floats, `frequencies` half.
+/// Record [rows.out, 1, rows.calls, 2 half] f32: cosines then sines (`cos_first`, diffusers' flip_sin_to_cos) of the timesteps
+/// of all calls. `timesteps` holds [calls, rows.given] floats, `frequencies` half.
 pub fn time_embedding(g: &mut Graph, timesteps: Tensor, frequencies: &Param, rows: Rows, cos_first: bool) -> Tensor {
     let half = frequencies.dims[3];
     assert!(rows.out.is_multiple_of(rows.given), "time_embedding: {rows:?}");
-    let Rows { given, out: rows } = rows;
+    let Rows { calls, given, out: rows } = rows;
     let table = frequencies.bind(g);
-    let out = g.activation_f32("time embedding", [1, 1, rows, 2 * half]);
+    let out = g.activation_f32("time embedding", [rows, 1, calls, 2 * half]);
     g.push(Node {
         op: "time_embedding",
         variant: "portable",
         kernel: Kernel { source: &PORTABLE, libs: vec![], head: vec![("COS_FIRST", Value::Bool(cos_first))] },
         reads: vec![timesteps, table],
         writes: vec![out],
-        dims: vec![rows, half, given],
-        step: true,
-        grid: linear_grid(u64::from(rows) * u64::from(half), 64),
+        dims: vec![rows, calls, half, given],
+        step: false,
+        grid: linear_grid(u64::from(rows * calls) * u64::from(half), 64),
         flops: 20 * out.len(),
     });
     out

@@ -66,7 +66,7 @@ fn check_types(place: &Place, case: Case) {
 
 #[test]
 fn groups_of_every_width() {
-    everywhere("group_norm", |place| {
+    everywhere("group_norm_merge", |place| {
         // Channels of a group: 1, 2, 3, 10, 8, all.
         for (channels, groups) in [(4, 4), (8, 4), (12, 4), (40, 4), (64, 8), (20, 1)] {
             check_types(place, Case { channels: [channels, 0], groups, ..BASE });
@@ -76,13 +76,13 @@ fn groups_of_every_width() {
 
 #[test]
 fn silu_after() {
-    everywhere("group_norm", |place| check_types(place, Case { silu: true, ..BASE }));
+    everywhere("group_norm_merge", |place| check_types(place, Case { silu: true, ..BASE }));
 }
 
 /// The seam between the sources lies inside a group (10 of 20 channels with 3 groups: no; 8 + 4 in groups of 3: yes).
 #[test]
 fn two_sources_with_a_group_across_the_seam() {
-    everywhere("group_norm", |place| {
+    everywhere("group_norm_merge", |place| {
         for (channels, groups) in [([8, 4], 4), ([4, 20], 8), ([20, 20], 4), ([4, 16], 1)] {
             check_types(place, Case { channels, groups, silu: true, ..BASE });
         }
@@ -92,7 +92,7 @@ fn two_sources_with_a_group_across_the_seam() {
 /// More pixels than 64 chunks of 16, so that chunks grow; a last chunk that is short.
 #[test]
 fn many_chunks() {
-    everywhere("group_norm", |place| {
+    everywhere("group_norm_merge", |place| {
         for size in [[1, 33, 37], [2, 40, 40], [1, 1, 1], [1, 1, 17]] {
             check_types(place, Case { size, ..BASE });
         }
@@ -101,7 +101,7 @@ fn many_chunks() {
 
 #[test]
 fn a_large_mean_does_not_cancel() {
-    everywhere("group_norm", |place| {
+    everywhere("group_norm_merge", |place| {
         for size in [[1, 5, 7], [1, 33, 37]] {
             check_case(place, DType::F32, F32_LARGE_MEAN, Case { size, mean: 1e3, deviation: 1.0, ..BASE });
         }
@@ -111,5 +111,5 @@ fn a_large_mean_does_not_cancel() {
 /// Values at which a sum of squares leaves f16 and the mean of squares loses f32's digits.
 #[test]
 fn a_large_spread_does_not_overflow() {
-    everywhere("group_norm", |place| check_types(place, Case { mean: 100.0, deviation: 8000.0, ..BASE }));
+    everywhere("group_norm_merge", |place| check_types(place, Case { mean: 100.0, deviation: 8000.0, ..BASE }));
 }

@@ -20,4 +20,5 @@ mod mass;
 mod matmul;
 mod pack;
 mod repack;
+mod take;
 mod time_embedding;
