@@ -81,6 +81,11 @@ impl<'a> Loader<'a> {
         self.weights
     }
 
+    /// The element type that weights are stored for.
+    pub fn activations(&self) -> DType {
+        self.act
+    }
+
     /// Bytes of the parameters on the device so far.
     pub fn bytes(&self) -> u64 {
         self.bytes

@@ -73,10 +73,12 @@ pub(crate) async fn load_unet(gpu: &Gpu, c: &Checkpoint, dtype: DType, mode: Mod
     Ok((unet, PartBytes::of(&l)))
 }
 
-/// The decoder. f32 activations: SDXL's overflows f16, and a black picture is a bug.
-pub(crate) async fn load_decoder(gpu: &Gpu, c: &Checkpoint, mode: Mode) -> Result<(Decoder, PartBytes)> {
+/// The decoder. f32 activations: SDXL's overflows f16, and a black picture is a bug. Beside a UNet in f16, matrix units multiply
+/// them in f16, normalised or scaled down, and sum in f32.
+pub(crate) async fn load_decoder(gpu: &Gpu, c: &Checkpoint, dtype: DType, mode: Mode) -> Result<(Decoder, PartBytes)> {
     let part = c.vae()?;
-    let mut l = mode.loader(gpu, &part.weights, DType::F32);
+    let operands = if gpu.caps().coop().is_some() { dtype } else { DType::F32 };
+    let mut l = mode.loader(gpu, &part.weights, operands);
     let decoder = Decoder::load(&mut l, &part.config).await?;
     Ok((decoder, PartBytes::of(&l)))
 }
@@ -127,7 +129,7 @@ impl Networks {
         }
         let (unet, of) = load_unet(gpu, c, dtype, mode).await?;
         bytes.unet = of;
-        let (decoder, of) = load_decoder(gpu, c, mode).await?;
+        let (decoder, of) = load_decoder(gpu, c, dtype, mode).await?;
         bytes.decoder = of;
         Ok((Networks { clips, unet, decoder }, bytes))
     }

@@ -308,7 +308,8 @@ mod tests {
             crate::Checkpoint::open(&crate::files::Files::Embedded(scumble_model::FILES).into()).expect("a model");
         let config = &model.vae().expect("a VAE").config;
         let (decoder, _) =
-            block_on(crate::parts::load_decoder(&gpu, &model, crate::parts::Mode::Load)).expect("loaded");
+            block_on(crate::parts::load_decoder(&gpu, &model, crate::gpu::DType::F32, crate::parts::Mode::Load))
+                .expect("loaded");
         let (encoder, _) =
             block_on(crate::parts::load_encoder(&gpu, &model, crate::parts::Mode::Load)).expect("loaded");
         let (h, w) = (96u32, 128u32);

@@ -303,7 +303,7 @@ impl Pipeline {
     async fn decoder(&self) -> Result<Lent<'_, crate::model::vae::Decoder>> {
         match &self.resident {
             Some(networks) => Ok(Lent::Resident(&networks.decoder)),
-            None => Ok(Lent::Loaded(Box::new(load_decoder(&self.gpu, &self.model, Mode::Load).await?.0))),
+            None => Ok(Lent::Loaded(Box::new(load_decoder(&self.gpu, &self.model, self.dtype, Mode::Load).await?.0))),
         }
     }
 }

@@ -287,8 +287,13 @@ fn unpad(data: &[f32], [b, c, h, w]: [usize; 4]) -> HostTensor {
 ///
 /// # Errors
 /// As [`unet`].
-pub async fn vae_decode(gpu: &Gpu, model: &Checkpoint, sample: &HostTensor) -> Result<HostTensor> {
-    let (decoder, _) = load_decoder(gpu, model, Mode::Load).await?;
+pub async fn vae_decode(
+    gpu: &Gpu,
+    model: &Checkpoint,
+    precision: Precision,
+    sample: &HostTensor,
+) -> Result<HostTensor> {
+    let (decoder, _) = load_decoder(gpu, model, activation_type(gpu, precision)?, Mode::Load).await?;
     run_decoder(gpu, &decoder, &model.vae()?.config, sample).await
 }
 

@@ -269,7 +269,7 @@ fn check_text(model: &Checkpoint, golden: &Golden, prefix: &str, limit: f64, wha
 }
 
 fn check_vae(model: &Checkpoint, golden: &Golden, limit: f64, what: &str) {
-    let decoded = block_on(probe::vae_decode(gpu(), model, &tensor(4, &[2, 4, 3, 5]))).expect(what);
+    let decoded = block_on(probe::vae_decode(gpu(), model, Precision::F32, &tensor(4, &[2, 4, 3, 5]))).expect(what);
     let (mean, logvar) = block_on(probe::vae_encode(gpu(), model, &tensor(5, &[1, 3, 40, 24]))).expect(what);
     for (name, found) in [("decoded", decoded), ("mean", mean), ("logvar", logvar)] {
         let error = relative(&found.data, &golden.take(name).data);

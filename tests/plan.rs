@@ -26,7 +26,7 @@ fn run(pipeline: &Pipeline, request: &Request) -> scumble::Result<scumble::Gener
 
 #[test]
 fn every_profile_gets_the_kernels_of_its_kind() {
-    for (profile, expected) in PROFILES.iter().zip(["tile", "subgroup", "tile", "tile"]) {
+    for (profile, expected) in PROFILES.iter().zip(["tile", "subgroup", "tile", "coop"]) {
         let gpu = block_on(Gpu::noop(profile)).expect("noop");
         let conv2d = scumble::ops::chosen(&gpu).into_iter().find(|(op, _)| *op == "conv2d");
         assert_eq!(conv2d, Some(("conv2d", expected)), "{}", profile.name);

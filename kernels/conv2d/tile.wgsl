@@ -3,6 +3,7 @@
 alias elem4 = vec4<f32>;
 alias weight4 = vec4<f32>;
 alias out4 = vec4<f32>;
+alias residual4 = vec4<f32>;
 const KERNEL: u32 = 3u;             // 1 or 3 taps a side
 const TWO_SOURCES: bool = false;    // channels of x, then channels of y, in place of a concatenation
 const RESIZE: bool = false;         // nearest-neighbour resize of the input to in_h x in_w before the taps
@@ -21,7 +22,7 @@ struct Dims {
 @group(0) @binding(1) var<storage, read> y: array<elem4>;           // [B, src_h, src_w, y4]
 @group(0) @binding(2) var<storage, read> b: array<weight4>;         // [KERNEL, KERNEL, 4 (x4 + y4), N/4]
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
-@group(0) @binding(4) var<storage, read> residual: array<elem4>;    // [M, N/4]
+@group(0) @binding(4) var<storage, read> residual: array<residual4>; // [M, N/4]
 @group(0) @binding(5) var<storage, read_write> out: array<out4>;    // [M, N/4]
 @group(0) @binding(6) var<uniform> dims: Dims;
 

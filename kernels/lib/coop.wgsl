@@ -11,6 +11,7 @@ const WM: u32 = 64u;            // .. and a subgroup's part of it
 const WN: u32 = 64u;
 const B_RUN: u32 = 32u;         // neighbouring groups of four columns that neighbouring threads load
 const SPLITS: u32 = 1u;         // workgroups that share a tile's steps
+const WIDE: bool = false;       // A is f32 and may exceed f16: it is scaled down, and the sums up again
 const RAGGED: bool = false;     // are there rows or columns beyond the matrix in a tile?
 const GROUP: u32 = 8u;          // tiles down before the next column of tiles, so that neighbours share what is cached
 const FM: u32 = WM / EDGE;
@@ -39,6 +40,13 @@ var<private> share: u32;
 var<workgroup> a_tile: array<vec4<f16>, BM * A_ROW>;
 var<workgroup> b_tile: array<vec4<f16>, BK * B_ROW>;
 var<workgroup> c_tile: array<vec4<f32>, SUBGROUPS * EDGE * C_ROW>;
+
+const SCALE: f32 = 64.0;
+
+fn operand(value: vec4<f32>) -> vec4<f16> {
+    if (WIDE) { return vec4<f16>(value / SCALE); }
+    return vec4<f16>(value);
+}
 
 // The row of the tile that a thread's first load is of. Where a half of a subgroup loads parts of two rows, they are four
 // apart: neighbours would meet in the same banks.
@@ -121,7 +129,8 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         let row = row0 + wm + $iu * EDGE + r;
         let n4 = n4_0 + (wn + $ju * EDGE) / 4u + c;
         if (!RAGGED || (row < dims.m && n4 < dims.n4)) {
-            store_c(row, n4, c_tile[c_to + r * C_ROW + c], c_tile[c_to + r * C_ROW + c + 1u]);
+            let scale = select(1.0, SCALE, WIDE);
+            store_c(row, n4, c_tile[c_to + r * C_ROW + c] * scale, c_tile[c_to + r * C_ROW + c + 1u] * scale);
         }
     }
     workgroupBarrier();

@@ -1,6 +1,6 @@
 // The sums of several workgroups' shares of a product, in order, and the epilogue: the second half of the coop variants of
 // matmul and conv2d where a product has too few tiles to fill a GPU. One thread for one row and eight columns.
-alias elem4 = vec4<f16>;
+alias residual4 = vec4<f16>;
 alias out4 = vec4<f16>;
 const SPLITS: u32 = 2u;
 
@@ -8,7 +8,7 @@ struct Dims { m: u32, n4: u32, rows_per_bias: u32, bias_stride4: u32, bias_offse
 
 @group(0) @binding(0) var<storage, read> shares: array<vec4<f32>>;  // [SPLITS, M, N/4]
 @group(0) @binding(1) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
-@group(0) @binding(2) var<storage, read> residual: array<elem4>;    // [M, N/4]
+@group(0) @binding(2) var<storage, read> residual: array<residual4>; // [M, N/4]
 @group(0) @binding(3) var<storage, read_write> out: array<out4>;    // [M, N/4]
 @group(0) @binding(4) var<uniform> dims: Dims;
 

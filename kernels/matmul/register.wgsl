@@ -4,13 +4,14 @@
 alias elem4 = vec4<f32>;
 alias weight4 = vec4<f32>;
 alias out4 = vec4<f32>;
+alias residual4 = vec4<f32>;
 
 struct Dims { m: u32, n4: u32, k4: u32, rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32 }
 
 @group(0) @binding(0) var<storage, read> a: array<elem4>;           // [M, K/4]
 @group(0) @binding(1) var<storage, read> b: array<weight4>;         // [K, N/4]
 @group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
-@group(0) @binding(3) var<storage, read> residual: array<elem4>;    // [M, N/4]
+@group(0) @binding(3) var<storage, read> residual: array<residual4>; // [M, N/4]
 @group(0) @binding(4) var<storage, read_write> out: array<out4>;    // [M, N/4]
 @group(0) @binding(5) var<uniform> dims: Dims;
 

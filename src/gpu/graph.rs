@@ -142,6 +142,8 @@ pub struct Graph {
     gpu: Gpu,
     /// Element type of the activations that ops create.
     pub dtype: DType,
+    /// Element type of what norms make for a product to take: f16 where matrix units multiply though activations are f32.
+    pub operands: DType,
     pub(super) tensors: Vec<Info>,
     pub(super) nodes: Vec<Node>,
     pub(super) arguments: usize,
@@ -189,7 +191,15 @@ impl Graph {
     pub fn new(gpu: &Gpu, dtype: DType) -> Self {
         assert!(dtype == DType::F32 || gpu.caps().f16, "activations of {dtype:?} on a device without f16");
         let statistics = Statistics::Own;
-        Graph { gpu: gpu.clone(), dtype, tensors: Vec::new(), nodes: Vec::new(), arguments: 0, statistics }
+        Graph {
+            gpu: gpu.clone(),
+            dtype,
+            operands: dtype,
+            tensors: Vec::new(),
+            nodes: Vec::new(),
+            arguments: 0,
+            statistics,
+        }
     }
 
     /// The capabilities that the ops choose their variants by.
@@ -218,6 +228,11 @@ impl Graph {
     /// A new activation of the graph's element type; the planner gives it a slot.
     pub fn activation(&mut self, label: &'static str, dims: [u32; 4]) -> Tensor {
         self.add(label, dims, self.dtype, Place::Slot)
+    }
+
+    /// A new activation for a product to take.
+    pub fn operand(&mut self, label: &'static str, dims: [u32; 4]) -> Tensor {
+        self.add(label, dims, self.operands, Place::Slot)
     }
 
     /// A new activation in f32, whatever the graph's element type (statistics, masks, the network's output).

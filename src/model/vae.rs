@@ -5,7 +5,7 @@
 use super::blocks::Resnet;
 use super::config::VaeConfig;
 use crate::error::Result;
-use crate::gpu::{Graph, Tensor};
+use crate::gpu::{DType, Graph, Tensor};
 use crate::loader::Loader;
 use crate::ops::attention::{Attention, attention};
 use crate::ops::conv2d::{Taps, conv2d};
@@ -25,6 +25,8 @@ pub struct Decoder {
     norm_out: Norm,
     conv_out: Conv,
     groups: u32,
+    /// What products take; activations are f32.
+    operands: DType,
 }
 
 /// The encoder's parameters, in the order of the computation.
@@ -37,6 +39,8 @@ pub struct Encoder {
     conv_out: Conv,
     quant: Option<Conv>,
     groups: u32,
+    /// What products take; activations are f32.
+    operands: DType,
 }
 
 struct Mid {
@@ -113,6 +117,7 @@ impl Decoder {
             norm_out: l.norm("decoder.conv_norm_out", c, EPS).await?,
             conv_out: l.conv("decoder.conv_out", c, config.out_channels, 3).await?,
             groups: groups as u32,
+            operands: l.activations(),
         };
         l.finish().await?;
         Ok(decoder)
@@ -131,6 +136,7 @@ impl Decoder {
 
     /// z [B, h, w, 4], unscaled → what level `levels` of the way up takes.
     pub fn head(&self, g: &mut Graph, z: Tensor, levels: usize) -> Tensor {
+        g.operands = self.operands;
         let z = match &self.post_quant {
             Some(conv) => conv2d(g, z, None, conv, Taps::same(1), Epilogue::default()),
             None => z,
@@ -142,6 +148,7 @@ impl Decoder {
 
     /// What level `levels` of the way up takes → picture [B, H, W, 4] f32. But for its norms this looks at neighbours alone.
     pub fn tail(&self, g: &mut Graph, h: Tensor, levels: usize) -> Tensor {
+        g.operands = self.operands;
         let h = Self::climb(g, h, &self.up[levels..]);
         let h = group_norm(g, h, None, &self.norm_out, self.groups, true);
         conv2d(g, h, None, &self.conv_out, Taps::same(3), Epilogue { f32_out: true, ..Default::default() })
@@ -198,6 +205,7 @@ impl Encoder {
             conv_out: l.conv("encoder.conv_out", c, 2 * z, 3).await?,
             quant,
             groups: groups as u32,
+            operands: l.activations(),
         };
         l.finish().await?;
         Ok(encoder)
@@ -218,6 +226,7 @@ impl Encoder {
 
     /// Picture [B, H, W, 4] → what level `levels` of the way down takes. But for its norms this looks at neighbours alone.
     pub fn head(&self, g: &mut Graph, x: Tensor, levels: usize) -> Tensor {
+        g.operands = self.operands;
         let h = conv2d(g, x, None, &self.conv_in, Taps::same(3), Epilogue::default());
         Self::descend(g, h, &self.down[..levels])
     }
@@ -236,6 +245,7 @@ impl Encoder {
 
     /// What level `levels` of the way down takes → [B, h, w, 8] f32, as [`Encoder::forward`].
     pub fn tail(&self, g: &mut Graph, h: Tensor, levels: usize) -> Tensor {
+        g.operands = self.operands;
         let h = Self::descend(g, h, &self.down[levels..]);
         let h = self.mid.forward(g, h);
         let h = group_norm(g, h, None, &self.norm_out, self.groups, true);

@@ -117,10 +117,10 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let shape = [batch, size(in_h), size(in_w), n];
     let m = shape[0] * shape[1] * shape[2];
     let product = Shape { m, n, k, depth: common_divisor(x_channels, y_channels) };
-    let dims = Dims { m, n4: n / 4, coop: coop::fits(g.caps(), &product, [x.dtype, layer.weight.dtype]) };
+    let dims = Dims { m, n4: n / 4, coop: coop::fits(g, &product, [x.dtype, layer.weight.dtype]) };
     let variant = choose(g, "conv2d", VARIANTS, &dims);
     assert!(epilogue.activation != Activation::Geglu, "conv2d: no network has GEGLU after a convolution");
-    assert_residual("conv2d", &epilogue, x, dims.m, n);
+    assert_residual("conv2d", &epilogue, dims.m, n);
     let b = layer.weight.bind(g);
     let form = [
         ("KERNEL", Value::U32(kernel)),

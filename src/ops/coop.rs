@@ -2,7 +2,6 @@
 //! sum of their shares.
 
 use super::{Epilogue, Param, source, vec4_of};
-use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -68,10 +67,11 @@ fn tiles(edge: u32) -> &'static [Tile] {
     if edge == 16 { TILES_16 } else { TILES_8 }
 }
 
-/// Can this product run on matrix units of `caps`?
-pub fn fits(caps: &Caps, shape: &Shape, types: [DType; 2]) -> bool {
-    let Some([edge, _]) = caps.coop() else { return false };
-    types == [DType::F16; 2] && shape.m >= 8 && tiles(edge).iter().any(|tile| shape.depth.is_multiple_of(tile.bk))
+/// Can this product of a graph run on matrix units? A in f32 is rounded to f16 only where the graph's operands are.
+pub fn fits(g: &Graph, shape: &Shape, [a, b]: [DType; 2]) -> bool {
+    let Some([edge, _]) = g.caps().coop() else { return false };
+    let halves = b == DType::F16 && (a == DType::F16 || g.operands == DType::F16);
+    halves && shape.m >= 8 && tiles(edge).iter().any(|tile| shape.depth.is_multiple_of(tile.bk))
 }
 
 /// The tile and the number of shares that should be fastest.
@@ -134,11 +134,14 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     head.extend([
         ("RAGGED", Value::Bool(ragged)),
         ("SPLITS", Value::U32(splits)),
-        ("elem4", vec4_of(DType::F16)),
+        ("WIDE", Value::Bool(stand_in.dtype == DType::F32)),
+        ("elem4", vec4_of(stand_in.dtype)),
         ("weight4", vec4_of(DType::F16)),
         ("out4", vec4_of(stored.dtype)),
     ]);
-    if shares.is_none() {
+    if shares.is_some() {
+        head.push(("residual4", vec4_of(residual.dtype)));
+    } else {
         head.extend(parts.iter().cloned());
     }
     reads.extend([bias, residual]);
@@ -156,7 +159,7 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         flops: 2 * u64::from(shape.m) * u64::from(shape.n) * u64::from(shape.k),
     });
     let Some(shares) = shares else { return result };
-    let types = [("elem4", vec4_of(DType::F16)), ("out4", vec4_of(result.dtype)), ("SPLITS", Value::U32(splits))];
+    let types = [("out4", vec4_of(result.dtype)), ("SPLITS", Value::U32(splits))];
     g.push(Node {
         op,
         variant: "reduce",

@@ -63,8 +63,7 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     };
     assert_eq!(sums.tensor.dims[2..], [c4, 8], "group_norm: statistics for {channels} channels");
     let affine = g.activation_f32("group norm affine", [batch, 1, c4, 8]);
-    let out = g.activation("group norm", [batch, h, w, channels]);
-    assert_eq!(out.dtype, x.dtype, "group_norm: input and output types");
+    let out = g.operand("group norm", [batch, h, w, channels]);
     let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
     let dims = Dims { batch, channels, groups };
     let merge = choose(g, "group_norm_merge", MERGE_VARIANTS, &dims);
@@ -90,7 +89,11 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     g.push(Node {
         op: "group_norm",
         variant: "apply",
-        kernel: Kernel { source: &APPLY, libs: vec![], head: vec![elem, two, ("SILU", Value::Bool(silu))] },
+        kernel: Kernel {
+            source: &APPLY,
+            libs: vec![],
+            head: vec![elem, two, ("out4", vec4_of(out.dtype)), ("SILU", Value::Bool(silu))],
+        },
         reads: vec![sources[0], sources[1], affine],
         writes: vec![out],
         dims: vec![batch, pixels, x4, y4],

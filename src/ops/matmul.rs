@@ -69,7 +69,7 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
     let [_, _, k, n] = layer.weight.dims;
     assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
     let shape = Shape { m: a.rows(), n, k, depth: k };
-    let suits = coop::fits(g.caps(), &shape, [a.dtype, layer.weight.dtype]);
+    let suits = coop::fits(g, &shape, [a.dtype, layer.weight.dtype]);
     let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits };
     let variant = choose(g, "matmul", VARIANTS, &dims);
     let geglu = epilogue.activation == Activation::Geglu;
@@ -78,7 +78,7 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
         !geglu || (n.is_multiple_of(8) && epilogue.residual.is_none()),
         "matmul: GEGLU of {n} columns, or with a residual"
     );
-    assert_residual("matmul", &epilogue, a, a.rows(), columns);
+    assert_residual("matmul", &epilogue, a.rows(), columns);
     let b = layer.weight.bind(g);
     let size = [a.dims[0], a.dims[1], a.dims[2], columns];
     if variant.name == "coop" {

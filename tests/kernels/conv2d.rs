@@ -208,6 +208,37 @@ fn matrix_units() {
     });
 }
 
+/// The VAE on matrix units: sums, residual and result in f32; the input in f16 from a norm, or in f32 and beyond f16.
+#[test]
+fn half_operands_of_f32_activations() {
+    everywhere("conv2d", |place| {
+        if !place.takes(&[DType::F16]) {
+            return;
+        }
+        for (input, size) in [(DType::F16, 1.0), (DType::F32, 5e4)] {
+            let case = Case { size: [9, 7], channels: [64, 0], out: 36, ..BASE };
+            let mut x = normal(11, [1, 9, 7, 64], input);
+            x.values.iter_mut().for_each(|v| *v = f64::from((*v * size) as f32));
+            let none = Host { dims: [1, 9, 7, 0], dtype: input, values: vec![] };
+            let weight = weights(13, 9 * 64, 36, DType::F16);
+            let (sums, dims) = convolve(&case, &x, &none, &weight);
+            let form = Form { residual: true, ..PLAIN };
+            let epilogue = HostEpilogue::new(form, 63, 36, DType::F32);
+            let mut run = place.start(DType::F32);
+            run.g.operands = DType::F16;
+            let bound_x = run.bind(&x);
+            let layer = Conv { weight: weight.param(&run.gpu), bias: epilogue.own(&run.gpu), kernel: 3 };
+            let bound = epilogue.bind(&mut run, dims);
+            let result = conv2d(&mut run.g, bound_x, None, &layer, case.taps, bound);
+            assert_eq!(result.dtype, DType::F32);
+            assert!(run.forced(place));
+            let got = run.finish(&[result]);
+            let what = format!("{input:?} times {size:e}");
+            check(place, limit(DType::F16), &what, &got[0], &epilogue.reference(&sums));
+        }
+    });
+}
+
 #[test]
 fn epilogues() {
     everywhere("conv2d", |place| {

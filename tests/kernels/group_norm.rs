@@ -17,9 +17,12 @@ struct Case {
     silu: bool,
     mean: f64,
     deviation: f64,
+    /// In f16 for a product to take, whatever the activations are.
+    halves: bool,
 }
 
-const BASE: Case = Case { size: [2, 5, 7], channels: [12, 0], groups: 4, silu: false, mean: 0.3, deviation: 2.0 };
+const BASE: Case =
+    Case { size: [2, 5, 7], channels: [12, 0], groups: 4, silu: false, mean: 0.3, deviation: 2.0, halves: false };
 
 fn reference(case: &Case, x: &Host, y: &Host, norm: &HostNorm) -> Vec<f64> {
     let ([c, c2], pixels) = (case.channels.map(|c| c as usize), (case.size[1] * case.size[2]) as usize);
@@ -49,11 +52,12 @@ fn check_case(place: &Place, dtype: DType, limit: Limit, case: Case) {
     let (x, y) = (source(21, c), source(22, c2));
     let norm = HostNorm::new(23, c + c2, 1e-5);
     let mut run = place.start(dtype);
+    run.g.operands = if case.halves { DType::F16 } else { dtype };
     let first = run.bind(&x);
     let second = (c2 > 0).then(|| run.bind(&y));
     let params = norm.norm(&run.gpu);
     let out = group_norm(&mut run.g, first, second, &params, case.groups, case.silu);
-    assert_eq!(out.dims, [b, h, w, c + c2]);
+    assert_eq!((out.dims, out.dtype), ([b, h, w, c + c2], run.g.operands));
     let got = run.finish(&[out]);
     check(place, limit, &format!("{dtype:?} {case:?}"), &got[0], &reference(&case, &x, &y, &norm));
 }
@@ -77,6 +81,15 @@ fn groups_of_every_width() {
 #[test]
 fn silu_after() {
     everywhere("group_norm_merge", |place| check_types(place, Case { silu: true, ..BASE }));
+}
+
+#[test]
+fn halves_of_f32_activations() {
+    everywhere("group_norm_merge", |place| {
+        if place.takes(&[DType::F16]) {
+            check_case(place, DType::F32, limit(DType::F16), Case { silu: true, halves: true, ..BASE });
+        }
+    });
 }
 
 /// The seam between the sources lies inside a group (10 of 20 channels with 3 groups: no; 8 + 4 in groups of 3: yes).

@@ -41,7 +41,8 @@ pub fn run(part: &Part) -> Result<()> {
         }
         Part::VaeDecode { model, files, device } => {
             let sample = Tensors::open(&files.input)?.take("sample")?;
-            let out = pollster::block_on(probe::vae_decode(&device.open()?, &model.open()?, &sample))?;
+            let (gpu, precision) = (device.open()?, device.precision()?);
+            let out = pollster::block_on(probe::vae_decode(&gpu, &model.open()?, precision, &sample))?;
             write(&files.output, &[("sample", &out)])
         }
         Part::VaeEncode { model, files, device } => {
