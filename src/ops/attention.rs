@@ -19,8 +19,8 @@ pub struct Dims {
     pub keys: u32,
     /// Head dim / 4.
     pub d4: u32,
-    /// Subgroups of a workgroup on matrix units, and queries of each; 0 where size and types do not suit them.
-    pub coop: [u32; 2],
+    /// Queries of a workgroup on matrix units; 0 where size and types do not suit them.
+    pub coop: u32,
 }
 
 static PORTABLE: Source = source!("attention/portable.wgsl", "lib/linear.wgsl");
@@ -51,8 +51,8 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         name: "coop",
         source: &COOP,
         needs: |caps| caps.coop().is_some(),
-        fits: |d| d.coop[0] > 0,
-        grid: |d| [d.queries.div_ceil(d.coop[0] * d.coop[1]), d.heads, d.batch],
+        fits: |d| d.coop > 0,
+        grid: |d| [d.queries.div_ceil(d.coop), d.heads, d.batch],
     },
     Variant {
         name: "tile",
@@ -70,11 +70,8 @@ pub static VARIANTS: &[Variant<Dims>] = &[
     },
 ];
 
-/// Most subgroups of a workgroup in the coop variant: they share keys and values.
+/// Subgroups of a workgroup in the coop variant.
 const COOP_SUBGROUPS: u32 = 4;
-
-/// Workgroups below which a smaller workgroup is better: a large GPU's multiprocessors.
-const COOP_ENOUGH: u32 = 132;
 
 /// The variants of the mass per key, the fastest first.
 pub static MASS_VARIANTS: &[Variant<Dims>] = &[
@@ -153,7 +150,7 @@ impl Attention {
 
     fn dims(&self) -> Dims {
         let (queries, keys) = (self.q.tokens(), self.kv.tokens());
-        Dims { batch: self.q.batch(), heads: self.heads, queries, keys, d4: self.head_dim / 4, coop: [0; 2] }
+        Dims { batch: self.q.batch(), heads: self.heads, queries, keys, d4: self.head_dim / 4, coop: 0 }
     }
 
     /// The `Dims` of the kernels, word by word.
@@ -224,7 +221,7 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
         a.kv_repeat
     );
     assert_eq!(a.q.dtype, a.kv.dtype, "attention: types of q and kv");
-    let dims = Dims { coop: coop_groups(g.caps(), a, &dims), ..dims };
+    let dims = Dims { coop: coop_queries(g.caps(), a), ..dims };
     let variant = choose(g, "attention", VARIANTS, &dims);
     let [b, h, w, _] = a.q.dims;
     let out = g.activation("attention", [b, h, w, a.heads * a.head_dim]);
@@ -233,7 +230,7 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
     let mut head =
         vec![("elem4", vec4_of(a.q.dtype)), ("D4", Value::U32(dims.d4)), ("WITH_LSE", Value::Bool(lse.is_some()))];
     match variant.name {
-        "coop" => head.extend(coop_head(g.caps(), a.head_dim, dims.coop)),
+        "coop" => head.extend(coop_head(g.caps(), a.head_dim)),
         _ => head.push(("CAUSAL", Value::Bool(a.causal))),
     }
     g.push(Node {
@@ -254,32 +251,27 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
     out
 }
 
-/// Subgroups of a workgroup on matrix units and queries of each, or zeros where they do not suit: blocks of keys and values
-/// must fit beside the scores.
-fn coop_groups(caps: &Caps, a: &Attention, dims: &Dims) -> [u32; 2] {
-    let Some([edge, lanes]) = caps.coop() else { return [0; 2] };
-    let rows = edge.max(lanes);
+/// Queries of a workgroup on matrix units, or 0 where they do not suit: blocks of keys and values must fit beside the
+/// scores.
+fn coop_queries(caps: &Caps, a: &Attention) -> u32 {
+    let Some([edge, lanes]) = caps.coop() else { return 0 };
+    let queries = edge.max(lanes) * COOP_SUBGROUPS;
     let padded = a.head_dim.next_multiple_of(edge);
     let keys = 2 * edge * (padded + 8) * 2;
-    let scores = COOP_SUBGROUPS * rows * ((edge + 4) * 4 + (edge + 8) * 2);
+    let scores = queries * (edge + 4) * 4 + queries * (edge + 8) * 2;
     let fits = keys + scores + 16 <= caps.workgroup_memory && padded <= 160;
-    if !fits || a.q.dtype != DType::F16 || a.causal || dims.queries < 16 {
-        return [0; 2];
-    }
-    let workgroups = |subgroups: u32| dims.queries.div_ceil(subgroups * rows) * dims.heads * dims.batch;
-    let subgroups = [COOP_SUBGROUPS, 2].into_iter().find(|n| workgroups(*n) >= COOP_ENOUGH);
-    [subgroups.unwrap_or(1), rows]
+    if fits && a.q.dtype == DType::F16 && !a.causal && a.q.tokens() >= 16 { queries } else { 0 }
 }
 
-fn coop_head(caps: &Caps, head_dim: u32, [subgroups, rows]: [u32; 2]) -> Vec<(&'static str, Value)> {
+fn coop_head(caps: &Caps, head_dim: u32) -> Vec<(&'static str, Value)> {
     let Some([edge, lanes]) = caps.coop() else { unreachable!("attention: coop on a device without") };
     let values = [
         ("EDGE", edge),
         ("LANES", lanes),
         ("DP", head_dim.next_multiple_of(edge)),
         ("BKEY", edge),
-        ("WM", rows),
-        ("SUBGROUPS", subgroups),
+        ("WM", edge.max(lanes)),
+        ("SUBGROUPS", COOP_SUBGROUPS),
     ];
     let mut head: Vec<_> = values.map(|(name, value)| (name, Value::U32(value))).to_vec();
     head.extend(mat_types(edge));
