@@ -1,7 +1,15 @@
-//! The kernel loader: plain WGSL files whose head constants and aliases are replaced by name, compiled once per text.
+//! The kernel loader: plain WGSL files whose head constants and aliases are replaced by name, compiled once, on all processors.
 
 use std::borrow::Cow;
+#[cfg(not(target_arch = "wasm32"))]
+use std::collections::BTreeMap;
+#[cfg(not(target_arch = "wasm32"))]
+use std::future::Future;
 use std::sync::Arc;
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::Mutex;
+#[cfg(not(target_arch = "wasm32"))]
+use std::task::{Context, Poll, Waker};
 
 use super::device::Gpu;
 use super::unroll::{Line, unroll};
@@ -94,6 +102,15 @@ impl Kernel {
         unroll(lines)
     }
 
+    /// What tells this kernel from others, without its text.
+    fn key(&self) -> String {
+        let mut key: String = self.files().flat_map(|(path, _)| [path, " "]).collect();
+        for (name, value) in &self.head {
+            key.push_str(&declaration(name, value));
+        }
+        key
+    }
+
     /// Path and text of the kernel's file and of its libraries, in the order of the composed text.
     fn files(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let own = std::iter::once((self.source.path, self.source.text)).chain(self.source.libs.iter().copied());
@@ -151,15 +168,72 @@ pub struct Pipeline {
 pub const STEP_SLOT: u64 = 256;
 
 impl Gpu {
-    /// Compile a kernel, or find it compiled. In a validation scope.
+    /// A compiled kernel; compiled here and now where [`Gpu::compile`] did not.
     ///
     /// # Errors
     /// [`Error::Device`] with the kernel's file and line if the compiler refuses it.
     pub(super) async fn pipeline(&self, kernel: &Kernel, interface: Interface) -> Result<Arc<Pipeline>> {
-        let text = kernel.compose(Dialect::HERE);
-        if let Some(found) = lock(&self.inner.pipelines).get(&text) {
-            return Ok(found.clone());
+        let key = kernel.key();
+        let found = lock(&self.inner.pipelines).get(&key).cloned();
+        match found {
+            Some(found) => Ok(found),
+            None => {
+                let pipeline = Arc::new(self.compile_one(kernel, interface).await?);
+                lock(&self.inner.pipelines).insert(key, pipeline.clone());
+                Ok(pipeline)
+            }
         }
+    }
+
+    /// Compile those of the kernels that are not yet, on as many threads as there are processors: a driver takes up to a second for
+    /// one, and a UNet has some fifty.
+    ///
+    /// # Errors
+    /// As [`Gpu::pipeline`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn compile<'k>(&self, kernels: impl Iterator<Item = (&'k Kernel, Interface)>) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        {
+            let known = lock(&self.inner.pipelines);
+            for (kernel, interface) in kernels {
+                let key = kernel.key();
+                if !known.contains_key(&key) {
+                    wanted.insert(key, (kernel, interface));
+                }
+            }
+        }
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(wanted.len());
+        let queue = Mutex::new(wanted.into_iter());
+        let failed = Mutex::new(None);
+        let work = || {
+            while let Some((key, (kernel, interface))) = { lock(&queue).next() } {
+                // Native wgpu answers at once; what it would not is left to `pipeline`.
+                match now(self.compile_one(kernel, interface)) {
+                    Some(Ok(pipeline)) => drop(lock(&self.inner.pipelines).insert(key, Arc::new(pipeline))),
+                    Some(Err(error)) => drop(lock(&failed).get_or_insert(error)),
+                    None => {}
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..threads).for_each(|_| drop(scope.spawn(work)));
+        });
+        let failed = lock(&failed).take();
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Browsers compile in processes of their own.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(target_arch = "wasm32")]
+    pub(super) fn compile<'k>(&self, _: impl Iterator<Item = (&'k Kernel, Interface)>) -> Result<()> {
+        Ok(())
+    }
+
+    /// In a validation scope, which is the thread's own.
+    async fn compile_one(&self, kernel: &Kernel, interface: Interface) -> Result<Pipeline> {
+        let text = kernel.compose(Dialect::HERE);
         let device = &self.inner.device;
         let (module, pipeline, error) = {
             let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -167,16 +241,21 @@ impl Gpu {
             let pipeline = create_pipeline(device, kernel, interface, &module);
             (module, pipeline, scope.pop())
         };
-        if let Some(error) = error.await {
-            let info = module.get_compilation_info().await;
-            let message = info.messages.iter().find(|m| m.message_type == wgpu::CompilationMessageType::Error);
-            let line = message.and_then(|m| m.location).map_or(1, |l| l.line_number as usize);
-            let reason = message.map_or_else(|| error.to_string(), |m| m.message.clone());
-            return Err(self.refused(kernel.locate(line), &reason));
-        }
-        let pipeline = Arc::new(pipeline);
-        lock(&self.inner.pipelines).insert(text, pipeline.clone());
-        Ok(pipeline)
+        let Some(error) = error.await else { return Ok(pipeline) };
+        let info = module.get_compilation_info().await;
+        let message = info.messages.iter().find(|m| m.message_type == wgpu::CompilationMessageType::Error);
+        let line = message.and_then(|m| m.location).map_or(1, |l| l.line_number as usize);
+        let reason = message.map_or_else(|| error.to_string(), |m| m.message.clone());
+        Err(self.refused(kernel.locate(line), &reason))
+    }
+}
+
+/// The output of a future that is ready when first asked.
+#[cfg(not(target_arch = "wasm32"))]
+fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
     }
 }
 

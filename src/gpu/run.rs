@@ -258,6 +258,7 @@ impl Program {
         dims.write(&words);
         let mut program =
             Program { gpu: gpu.clone(), graph, plan, slot_of, slots, dims, ready: Vec::new(), groups: HashMap::new() };
+        gpu.compile(program.graph.nodes.iter().map(|node| (&node.kernel, node.interface())))?;
         for (at, &offset) in offsets.iter().enumerate() {
             let node = &program.graph.nodes[at];
             let pipeline = gpu.pipeline(&node.kernel, node.interface()).await?;
