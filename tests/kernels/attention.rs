@@ -102,17 +102,20 @@ impl Case {
     }
 }
 
-fn check_case(place: &Place, case: &Case) {
+fn check_case(place: &Place, case: &Case) -> bool {
     let mut run = place.start(case.q.dtype);
     let bound = case.bind(&mut run);
     let out = attention(&mut run.g, &bound);
-    assert!(run.forced(place));
+    if !run.suits(place) {
+        return false;
+    }
     let got = run.finish(&[out]);
     let text = format!(
         "{:?} q {:?} kv {:?} heads {} x {} causal {}",
         case.q.dtype, case.q.dims, case.kv.dims, case.heads, case.head_dim, case.causal
     );
     check(place, limit(case.q.dtype), &text, &got[0], &case.reference().0);
+    true
 }
 
 #[test]
@@ -127,7 +130,7 @@ fn every_head_dim() {
 /// The VAE's one wide head.
 #[test]
 fn a_head_dim_of_512() {
-    everywhere("attention", |place| check_case(place, &Case::fused(1, 19, 1, 512, DType::F32)));
+    everywhere("attention", |place| _ = check_case(place, &Case::fused(1, 19, 1, 512, DType::F32)));
 }
 
 #[test]
@@ -184,13 +187,13 @@ fn matrix_units() {
             return;
         }
         for head_dim in [8, 12, 40, 64, 80, 160] {
-            check_case(place, &Case::fused(2, 37, 2, head_dim, DType::F16));
+            place.must_run(check_case(place, &Case::fused(2, 37, 2, head_dim, DType::F16)));
         }
         for tokens in [16, 32, 33, 65, 130] {
-            check_case(place, &Case::fused(1, tokens, 2, 40, DType::F16));
+            place.must_run(check_case(place, &Case::fused(1, tokens, 2, 40, DType::F16)));
         }
         for keys in [1, 7, 77, 154] {
-            check_case(place, &Case::cross(4, 45, keys, 2, 40, 2, DType::F16));
+            place.must_run(check_case(place, &Case::cross(4, 45, keys, 2, 40, 2, DType::F16)));
         }
         let mut case = Case::fused(1, 96, 2, 8, DType::F16);
         for (i, value) in case.q.values.iter_mut().enumerate() {
@@ -199,7 +202,7 @@ fn matrix_units() {
             *value = half::f16::from_f64(*value * growth).to_f64();
         }
         case.kv = case.q.clone();
-        check_case(place, &case);
+        place.must_run(check_case(place, &case));
     });
 }
 

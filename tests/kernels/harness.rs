@@ -90,6 +90,11 @@ pub struct Run {
 }
 
 impl Place {
+    /// A case that matrix units must take: it `ran` there.
+    pub fn must_run(&self, ran: bool) {
+        assert!(ran || self.variant != "coop", "{}: a case for matrix units did not run on them", self.op);
+    }
+
     /// Does the device have these types in kernels?
     pub fn takes(&self, types: &[DType]) -> bool {
         self.gpu.caps().f16 || !types.contains(&DType::F16)
@@ -128,6 +133,13 @@ impl Run {
             .iter()
             .filter(|node| node.op == place.op)
             .all(|node| [place.variant, "reduce"].contains(&node.variant))
+    }
+
+    /// As [`Run::forced`], for an op of which all variants but those on matrix units take every shape and type.
+    pub fn suits(&self, place: &Place) -> bool {
+        let forced = self.forced(place);
+        assert!(forced || place.variant == "coop", "{}/{} was not taken", place.op, place.variant);
+        forced
     }
 
     /// Run once without step scalars, and read `tensors`.

@@ -20,10 +20,10 @@ fn product(a: &Host, b: &Host) -> Vec<f64> {
 }
 
 /// One matmul of types (A, B, C) and shape [m, n, k].
-fn case(place: &Place, types: (DType, DType, DType), [m, n, k]: [u32; 3], form: Form) {
+fn case(place: &Place, types: (DType, DType, DType), [m, n, k]: [u32; 3], form: Form) -> bool {
     let (a_type, b_type, c_type) = types;
     if !place.takes(&[a_type, b_type]) {
-        return;
+        return false;
     }
     let form = Form { f32_out: a_type != c_type, ..form };
     let columns = if form.activation == Activation::Geglu { n / 2 } else { n };
@@ -35,7 +35,7 @@ fn case(place: &Place, types: (DType, DType, DType), [m, n, k]: [u32; 3], form: 
     let bound = epilogue.bind(&mut run, [1, 1, m, columns]);
     let out = matmul(&mut run.g, input, &layer, bound);
     if !run.forced(place) {
-        return;
+        return false;
     }
     assert_eq!((out.dims, out.dtype), ([1, 1, m, columns], c_type));
     let got = run.finish(&[out]);
@@ -46,6 +46,7 @@ fn case(place: &Place, types: (DType, DType, DType), [m, n, k]: [u32; 3], form: 
         &got[0],
         &epilogue.reference(&product(&a, &b)),
     );
+    true
 }
 
 const F32: (DType, DType, DType) = (DType::F32, DType::F32, DType::F32);
@@ -82,14 +83,19 @@ fn matrix_units() {
     use Activation as A;
     everywhere("matmul", |place| {
         for shape in [[32, 64, 32], [70, 36, 96], [9, 32, 64], [256, 160, 64], [128, 320, 32]] {
-            case(place, F16, shape, PLAIN);
-            case(place, (DType::F16, DType::F16, DType::F32), shape, PLAIN);
+            place.must_run(case(place, F16, shape, PLAIN));
+            place.must_run(case(place, (DType::F16, DType::F16, DType::F32), shape, PLAIN));
         }
         for shape in [[32, 32, 2048], [40, 44, 1024]] {
-            case(place, F16, shape, Form { activation: A::Silu, bias: Bias::Own, residual: true, ..PLAIN });
+            place.must_run(case(
+                place,
+                F16,
+                shape,
+                Form { activation: A::Silu, bias: Bias::Own, residual: true, ..PLAIN },
+            ));
         }
-        case(place, F16, [64, 64, 96], Form { activation: A::Geglu, bias: Bias::Own, ..PLAIN });
-        case(place, F16, [64, 64, 1024], Form { activation: A::Geglu, bias: Bias::Own, ..PLAIN });
+        place.must_run(case(place, F16, [64, 64, 96], Form { activation: A::Geglu, bias: Bias::Own, ..PLAIN }));
+        place.must_run(case(place, F16, [64, 64, 1024], Form { activation: A::Geglu, bias: Bias::Own, ..PLAIN }));
     });
 }
 
@@ -143,7 +149,7 @@ fn residual_with_and_without_bias() {
 #[test]
 fn residual_comes_after_the_activation() {
     let form = Form { activation: Activation::Silu, residual: true, ..PLAIN };
-    everywhere("matmul", |place| case(place, F32, [9, 12, 8], form));
+    everywhere("matmul", |place| _ = case(place, F32, [9, 12, 8], form));
 }
 
 #[test]
