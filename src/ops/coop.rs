@@ -2,6 +2,7 @@
 //! sum of their shares.
 
 use super::{Epilogue, Param, source, vec4_of};
+use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -47,6 +48,34 @@ const TILES_16: &[Tile] = &[
 /// Tiles of matrices with an edge of 8.
 const TILES_8: &[Tile] = &[tile([32, 32, 16, 16, 16], 1, 0)];
 
+impl Tile {
+    /// Invocations of a workgroup.
+    fn threads(&self, lanes: u32) -> u32 {
+        (self.bm / self.wm) * (self.bn / self.wn) * lanes
+    }
+
+    /// Groups of four columns that neighbouring threads load: the longest run that divides a row of the tile and the threads.
+    fn run(&self, lanes: u32) -> u32 {
+        1 << (self.bn / 4).trailing_zeros().min(self.threads(lanes).trailing_zeros())
+    }
+
+    /// Bytes of workgroup memory, as lib/coop.wgsl declares it.
+    fn memory(&self, edge: u32) -> u32 {
+        let subgroups = self.threads(1);
+        let (a, b) = (self.bm * (self.bk / 4 + 2) * 8, self.bk * (self.bn / 4 + 2) * 8);
+        a + b + subgroups * edge * (edge / 4 + 1) * 16
+    }
+
+    /// Does it fit the device, and do its threads share its loads evenly? wgpu checks neither: too much workgroup memory hangs
+    /// a driver's compiler.
+    fn suits(&self, caps: &Caps, [edge, lanes]: [u32; 2]) -> bool {
+        let threads = self.threads(lanes);
+        let even =
+            (self.bm * self.bk / 4).is_multiple_of(threads) && (self.bk * self.run(lanes)).is_multiple_of(threads);
+        even && threads <= caps.invocations && self.memory(edge) <= caps.workgroup_memory
+    }
+}
+
 /// A product's size, and what of its depth lies in one piece.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -63,19 +92,21 @@ pub struct Shape {
 /// Multiprocessors that a product should fill: wgpu does not tell how many there are.
 const UNITS: u32 = 132;
 
-fn tiles(edge: u32) -> &'static [Tile] {
-    if edge == 16 { TILES_16 } else { TILES_8 }
+/// The tiles that suit the device and the depth.
+fn tiles<'a>(caps: &'a Caps, units: [u32; 2], depth: u32) -> impl Iterator<Item = &'static Tile> + 'a {
+    let all = if units[0] == 16 { TILES_16 } else { TILES_8 };
+    all.iter().filter(move |tile| depth.is_multiple_of(tile.bk) && tile.suits(caps, units))
 }
 
 /// Can this product of a graph run on matrix units? A in f32 is rounded to f16 only where the graph's operands are.
 pub fn fits(g: &Graph, shape: &Shape, [a, b]: [DType; 2]) -> bool {
-    let Some([edge, _]) = g.caps().coop() else { return false };
+    let Some(units) = g.caps().coop() else { return false };
     let halves = b == DType::F16 && (a == DType::F16 || g.operands == DType::F16);
-    halves && shape.m >= 8 && tiles(edge).iter().any(|tile| shape.depth.is_multiple_of(tile.bk))
+    halves && shape.m >= 8 && tiles(g.caps(), units, shape.depth).next().is_some()
 }
 
 /// The tile and the number of shares that should be fastest.
-fn choose(shape: &Shape, edge: u32) -> (Tile, u32) {
+fn choose(shape: &Shape, caps: &Caps, units: [u32; 2]) -> (Tile, u32) {
     let time = |tile: &Tile, splits: u32| -> u64 {
         let tiles = u64::from(shape.m.div_ceil(tile.bm)) * u64::from(shape.n.div_ceil(tile.bn));
         let groups = tiles * u64::from(splits);
@@ -91,9 +122,8 @@ fn choose(shape: &Shape, edge: u32) -> (Tile, u32) {
         let reduction = if splits > 1 { 4000 + share } else { 0 };
         rounds * (steps * u64::from(step) + 2500) + reduction
     };
-    let fitting = tiles(edge).iter().filter(|tile| shape.depth.is_multiple_of(tile.bk));
     let splits = [1, 2, 3, 4, 6, 8, 12, 16];
-    let all = fitting.flat_map(|tile| splits.map(|s| (*tile, s)));
+    let all = tiles(caps, units, shape.depth).flat_map(|tile| splits.map(|s| (*tile, s)));
     let enough = |(tile, s): &(Tile, u32)| *s == 1 || shape.k / tile.bk / s >= 4;
     match all.filter(enough).min_by_key(|(tile, s)| time(tile, *s)) {
         Some(best) => best,
@@ -123,7 +153,7 @@ pub(crate) struct Product<'a> {
 pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     let Product { op, source, shape, mut head, mut dims, mut reads, out, epilogue, bias } = product;
     let Some([edge, lanes]) = g.caps().coop() else { unreachable!("{op}: coop on a device without") };
-    let (tile, splits) = choose(&shape, edge);
+    let (tile, splits) = choose(&shape, g.caps(), [edge, lanes]);
     let stand_in = reads[0];
     let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, shape.m);
     let result = if epilogue.f32_out { g.activation_f32(op, out) } else { g.activation(op, out) };
@@ -175,9 +205,6 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
 }
 
 fn heads(tile: &Tile, edge: u32, lanes: u32) -> Vec<(&'static str, Value)> {
-    let threads = (tile.bm / tile.wm) * (tile.bn / tile.wn) * lanes;
-    // The longest run of columns that divides a row of the tile and the threads.
-    let run = 1 << (tile.bn / 4).trailing_zeros().min(threads.trailing_zeros());
     let mut head = vec![
         ("EDGE", Value::U32(edge)),
         ("LANES", Value::U32(lanes)),
@@ -186,7 +213,7 @@ fn heads(tile: &Tile, edge: u32, lanes: u32) -> Vec<(&'static str, Value)> {
         ("BK", Value::U32(tile.bk)),
         ("WM", Value::U32(tile.wm)),
         ("WN", Value::U32(tile.wn)),
-        ("B_RUN", Value::U32(run)),
+        ("B_RUN", Value::U32(tile.run(lanes))),
     ];
     head.extend(mat_types(edge));
     head
@@ -199,4 +226,35 @@ pub(crate) fn mat_types(edge: u32) -> [(&'static str, Value); 3] {
         _ => ["coop_mat8x8<f16, A>", "coop_mat8x8<f16, B>", "coop_mat8x8<f32, C>"],
     };
     [("MatA", Value::Type(a)), ("MatB", Value::Type(b)), ("MatC", Value::Type(c))]
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::gpu::Gpu;
+    use crate::gpu::noop::NoopProfile;
+
+    fn caps(profile: NoopProfile) -> Caps {
+        pollster::block_on(Gpu::noop(&profile)).expect("noop").caps().clone()
+    }
+
+    #[test]
+    fn the_tables_suit_the_devices_they_were_made_for() {
+        let nvidia = caps(NoopProfile::H200);
+        assert!(TILES_16.iter().all(|tile| tile.suits(&nvidia, [16, 32])));
+        assert!(TILES_8.iter().all(|tile| tile.suits(&caps(NoopProfile::LAVAPIPE_26), [8, 8])));
+        // Some tile is left for other subgroups and for less memory, and every one that is left fits there.
+        for (units, memory) in [([16, 64], 64 << 10), ([16, 32], 32 << 10), ([8, 32], 32 << 10)] {
+            let other = Caps { workgroup_memory: memory, ..nvidia.clone() };
+            let left: Vec<&Tile> = tiles(&other, units, 320).collect();
+            assert!(units[0] == 8 || !left.is_empty(), "{units:?}");
+            assert!(left.iter().all(|tile| tile.memory(units[0]) <= memory), "{units:?}: {left:?}");
+            for tile in left {
+                let (threads, run) = (tile.threads(units[1]), tile.run(units[1]));
+                // What the kernel loads is the whole tile: rows from load to load, runs side by side.
+                let (loads, runs) = (tile.bk * tile.bn / 4 / threads, tile.bn / 4 / run);
+                assert_eq!(loads / runs * (threads / run), tile.bk, "{units:?}: {tile:?}");
+            }
+        }
+    }
 }
