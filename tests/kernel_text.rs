@@ -154,6 +154,13 @@ impl Recorder<'_> {
                 attention_with_mass(&mut self.g, &a, 1);
             }
         }
+        // The VAE's.
+        if self.gpu.caps().f16 {
+            let whole = std::mem::replace(&mut self.g.operands, DType::F16);
+            let qkv = self.input([1, 8, 8, 3 * 512]);
+            attention(&mut self.g, &Attention::fused(qkv, 1));
+            self.g.operands = whole;
+        }
     }
 
     fn norms(&mut self) {

@@ -9,7 +9,8 @@ const BN: u32 = 128u;
 const BK: u32 = 32u;
 const WM: u32 = 64u;            // .. and a subgroup's part of it
 const WN: u32 = 64u;
-const B_RUN: u32 = 32u;         // neighbouring groups of four columns that neighbouring threads load
+const B_RUN: u32 = 32u;         // neighbouring groups of four of B that neighbouring threads load
+const B_COLUMNS: u32 = 0u;       // 1: load_b gives four of a column, and its tile holds columns
 const SPLITS: u32 = 1u;         // workgroups that share a tile's steps
 const WIDE: bool = false;       // A is f32 and may exceed f16: it is scaled down, and the sums up again
 const RAGGED: bool = false;     // are there rows or columns beyond the matrix in a tile?
@@ -21,14 +22,16 @@ const THREADS: u32 = SUBGROUPS * LANES;
 const BK4: u32 = BK / 4u;
 const BN4: u32 = BN / 4u;
 const A_ROW: u32 = BK4 + 2u;    // padded, so that the rows of a matrix lie in different banks
-const B_ROW: u32 = BN4 + 2u;
+const B_LINES: u32 = BK + B_COLUMNS * (BN - BK);
+const B_WIDTH: u32 = BN4 - B_COLUMNS * (BN4 - BK4);
+const B_ROW: u32 = B_WIDTH + 2u;
 const C_ROW: u32 = EDGE / 4u + 1u;
 const A_LOADS: u32 = BM * BK4 / THREADS;
 const B_LOADS: u32 = BK * BN4 / THREADS;
 const PAIRS: u32 = EDGE * EDGE / 8u;                // pairs of four columns in a matrix
 const A_ROWS: u32 = THREADS / BK4;                  // rows from one load of a thread to its next
 const B_ROWS: u32 = THREADS / B_RUN;
-const B_RUNS: u32 = BN4 / B_RUN;
+const B_RUNS: u32 = B_WIDTH / B_RUN;
 alias MatA = coop_mat16x16<f16, A>;
 alias MatB = coop_mat16x16<f16, B>;
 alias MatC = coop_mat16x16<f32, C>;
@@ -38,7 +41,7 @@ var<private> share: u32;
 
 // Each a multiple of 16 bytes long: matrices are loaded from such addresses.
 var<workgroup> a_tile: array<vec4<f16>, BM * A_ROW>;
-var<workgroup> b_tile: array<vec4<f16>, BK * B_ROW>;
+var<workgroup> b_tile: array<vec4<f16>, B_LINES * B_ROW>;
 var<workgroup> c_tile: array<vec4<f32>, SUBGROUPS * EDGE * C_ROW>;
 
 const SCALE: f32 = 64.0;
@@ -101,7 +104,12 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         let fa_$k_$i = coopLoadT<MatA>(&a_tile[(wm + $iu * EDGE) * A_ROW + $ku * EDGE / 4u], A_ROW);
         //: end
         //: for j in 0..FN
+        //: if B_COLUMNS < 1
         let fb_$k_$j = coopLoadT<MatB>(&b_tile[$ku * EDGE * B_ROW + (wn + $ju * EDGE) / 4u], B_ROW);
+        //: end
+        //: if 0 < B_COLUMNS
+        let fb_$k_$j = coopLoad<MatB>(&b_tile[(wn + $ju * EDGE) * B_ROW + $ku * EDGE / 4u], B_ROW);
+        //: end
         //: end
         //: for i in 0..FM
         //: for j in 0..FN

@@ -1,6 +1,6 @@
 //! conv2d: 1x1 and 3x3 convolution, channels last, as an implicit matrix product over taps and channels.
 
-use super::coop::{self, Product, Shape};
+use super::coop::{self, Layout, Product, Shape};
 use super::{Activation, Conv, Epilogue, Variant, assert_residual, choose, source, vec4_of, weight_lib};
 use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -117,7 +117,7 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let shape = [batch, size(in_h), size(in_w), n];
     let m = shape[0] * shape[1] * shape[2];
     let product = Shape { m, n, k, depth: common_divisor(x_channels, y_channels) };
-    let dims = Dims { m, n4: n / 4, coop: coop::fits(g, &product, [x.dtype, layer.weight.dtype]) };
+    let dims = Dims { m, n4: n / 4, coop: coop::fits(g, &product, Layout::Rows, [x.dtype, layer.weight.dtype]) };
     let variant = choose(g, "conv2d", VARIANTS, &dims);
     assert!(epilogue.activation != Activation::Geglu, "conv2d: no network has GEGLU after a convolution");
     assert_residual("conv2d", &epilogue, dims.m, n);

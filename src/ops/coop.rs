@@ -48,31 +48,46 @@ const TILES_16: &[Tile] = &[
 /// Tiles of matrices with an edge of 8.
 const TILES_8: &[Tile] = &[tile([32, 32, 16, 16, 16], 1, 0)];
 
+/// How the second operand of a product lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// [K, N], as weights do.
+    Rows,
+    /// [N, K]: A times B transposed.
+    Columns,
+}
+
 impl Tile {
     /// Invocations of a workgroup.
     fn threads(&self, lanes: u32) -> u32 {
         (self.bm / self.wm) * (self.bn / self.wn) * lanes
     }
 
-    /// Groups of four columns that neighbouring threads load: the longest run that divides a row of the tile and the threads.
-    fn run(&self, lanes: u32) -> u32 {
-        1 << (self.bn / 4).trailing_zeros().min(self.threads(lanes).trailing_zeros())
+    /// Lines of B's tile, and how long they are.
+    fn lines(&self, layout: Layout) -> [u32; 2] {
+        if layout == Layout::Rows { [self.bk, self.bn] } else { [self.bn, self.bk] }
+    }
+
+    /// Groups of four of B that neighbouring threads load: the longest run that divides a line of its tile and the threads.
+    fn run(&self, lanes: u32, layout: Layout) -> u32 {
+        1 << (self.lines(layout)[1] / 4).trailing_zeros().min(self.threads(lanes).trailing_zeros())
     }
 
     /// Bytes of workgroup memory, as lib/coop.wgsl declares it.
-    fn memory(&self, edge: u32) -> u32 {
+    fn memory(&self, edge: u32, layout: Layout) -> u32 {
         let subgroups = self.threads(1);
-        let (a, b) = (self.bm * (self.bk / 4 + 2) * 8, self.bk * (self.bn / 4 + 2) * 8);
+        let [lines, width] = self.lines(layout);
+        let (a, b) = (self.bm * (self.bk / 4 + 2) * 8, lines * (width / 4 + 2) * 8);
         a + b + subgroups * edge * (edge / 4 + 1) * 16
     }
 
     /// Does it fit the device, and do its threads share its loads evenly? wgpu checks neither: too much workgroup memory hangs
     /// a driver's compiler.
-    fn suits(&self, caps: &Caps, [edge, lanes]: [u32; 2]) -> bool {
+    fn suits(&self, caps: &Caps, [edge, lanes]: [u32; 2], layout: Layout) -> bool {
         let threads = self.threads(lanes);
-        let even =
-            (self.bm * self.bk / 4).is_multiple_of(threads) && (self.bk * self.run(lanes)).is_multiple_of(threads);
-        even && threads <= caps.invocations && self.memory(edge) <= caps.workgroup_memory
+        let even = (self.bm * self.bk / 4).is_multiple_of(threads)
+            && (self.lines(layout)[0] * self.run(lanes, layout)).is_multiple_of(threads);
+        even && threads <= caps.invocations && self.memory(edge, layout) <= caps.workgroup_memory
     }
 }
 
@@ -92,21 +107,21 @@ pub struct Shape {
 /// Multiprocessors that a product should fill: wgpu does not tell how many there are.
 const UNITS: u32 = 132;
 
-/// The tiles that suit the device and the depth.
-fn tiles<'a>(caps: &'a Caps, units: [u32; 2], depth: u32) -> impl Iterator<Item = &'static Tile> + 'a {
+/// The tiles that suit the device, the layout and the depth.
+fn tiles(caps: &Caps, units: [u32; 2], layout: Layout, depth: u32) -> impl Iterator<Item = &'static Tile> {
     let all = if units[0] == 16 { TILES_16 } else { TILES_8 };
-    all.iter().filter(move |tile| depth.is_multiple_of(tile.bk) && tile.suits(caps, units))
+    all.iter().filter(move |tile| depth.is_multiple_of(tile.bk) && tile.suits(caps, units, layout))
 }
 
 /// Can this product of a graph run on matrix units? A in f32 is rounded to f16 only where the graph's operands are.
-pub fn fits(g: &Graph, shape: &Shape, [a, b]: [DType; 2]) -> bool {
+pub fn fits(g: &Graph, shape: &Shape, layout: Layout, [a, b]: [DType; 2]) -> bool {
     let Some(units) = g.caps().coop() else { return false };
     let halves = b == DType::F16 && (a == DType::F16 || g.operands == DType::F16);
-    halves && shape.m >= 8 && tiles(g.caps(), units, shape.depth).next().is_some()
+    halves && shape.m >= 8 && tiles(g.caps(), units, layout, shape.depth).next().is_some()
 }
 
-/// The tile and the number of shares that should be fastest.
-fn choose(shape: &Shape, caps: &Caps, units: [u32; 2]) -> (Tile, u32) {
+/// The tile and the number of shares, up to `most`, that should be fastest.
+fn choose(shape: &Shape, caps: &Caps, units: [u32; 2], layout: Layout, most: u32) -> (Tile, u32) {
     let time = |tile: &Tile, splits: u32| -> u64 {
         let tiles = u64::from(shape.m.div_ceil(tile.bm)) * u64::from(shape.n.div_ceil(tile.bn));
         let groups = tiles * u64::from(splits);
@@ -123,8 +138,8 @@ fn choose(shape: &Shape, caps: &Caps, units: [u32; 2]) -> (Tile, u32) {
         rounds * (steps * u64::from(step) + 2500) + reduction
     };
     let splits = [1, 2, 3, 4, 6, 8, 12, 16];
-    let all = tiles(caps, units, shape.depth).flat_map(|tile| splits.map(|s| (*tile, s)));
-    let enough = |(tile, s): &(Tile, u32)| *s == 1 || shape.k / tile.bk / s >= 4;
+    let all = tiles(caps, units, layout, shape.depth).flat_map(|tile| splits.map(|s| (*tile, s)));
+    let enough = |(tile, s): &(Tile, u32)| *s == 1 || (*s <= most && shape.k / tile.bk / s >= 4);
     match all.filter(enough).min_by_key(|(tile, s)| time(tile, *s)) {
         Some(best) => best,
         None => unreachable!("{shape:?} was said to fit"),
@@ -153,14 +168,14 @@ pub(crate) struct Product<'a> {
 pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     let Product { op, source, shape, mut head, mut dims, mut reads, out, epilogue, bias } = product;
     let Some([edge, lanes]) = g.caps().coop() else { unreachable!("{op}: coop on a device without") };
-    let (tile, splits) = choose(&shape, g.caps(), [edge, lanes]);
+    let (tile, splits) = choose(&shape, g.caps(), [edge, lanes], Layout::Rows, 16);
     let stand_in = reads[0];
     let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, shape.m);
     let result = if epilogue.f32_out { g.activation_f32(op, out) } else { g.activation(op, out) };
     let shares = (splits > 1).then(|| g.activation_f32("shares of a product", [splits, 1, shape.m, shape.n]));
     let stored = shares.unwrap_or(result);
     let ragged = !shape.m.is_multiple_of(tile.bm) || !shape.n.is_multiple_of(tile.bn);
-    head.extend(heads(&tile, edge, lanes));
+    head.extend(heads(&tile, edge, lanes, Layout::Rows));
     head.extend([
         ("RAGGED", Value::Bool(ragged)),
         ("SPLITS", Value::U32(splits)),
@@ -204,7 +219,47 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     result
 }
 
-fn heads(tile: &Tile, edge: u32, lanes: u32) -> Vec<(&'static str, Value)> {
+/// A product of activations, without an epilogue: the kernel stores the sums itself.
+pub(crate) struct Bare {
+    /// The op's name, and the kernel's as a variant.
+    pub op: &'static str,
+    pub variant: &'static str,
+    pub source: &'static Source,
+    pub shape: Shape,
+    /// The kernel's own head values, dims, and bindings.
+    pub head: Vec<(&'static str, Value)>,
+    pub dims: Vec<u32>,
+    pub reads: Vec<Tensor>,
+    pub write: Tensor,
+    /// How B lies.
+    pub layout: Layout,
+    /// Operands in f32 are scaled down.
+    pub wide: bool,
+}
+
+/// Record a product of activations.
+pub(crate) fn record_bare(g: &mut Graph, product: Bare) {
+    let Bare { op, variant, source, shape, mut head, dims, reads, write, layout, wide } = product;
+    let Some([edge, lanes]) = g.caps().coop() else { unreachable!("{op}: coop on a device without") };
+    let (tile, _) = choose(&shape, g.caps(), [edge, lanes], layout, 1);
+    head.extend(heads(&tile, edge, lanes, layout));
+    head.push(("WIDE", Value::Bool(wide)));
+    head.push(("RAGGED", Value::Bool(true)));
+    let tiles = shape.m.div_ceil(tile.bm) * shape.n.div_ceil(tile.bn);
+    g.push(Node {
+        op,
+        variant,
+        kernel: Kernel { source, libs: vec![], head },
+        reads,
+        writes: vec![write],
+        dims,
+        step: false,
+        grid: [tiles, 1, 1],
+        flops: 2 * u64::from(shape.m) * u64::from(shape.n) * u64::from(shape.k),
+    });
+}
+
+fn heads(tile: &Tile, edge: u32, lanes: u32, layout: Layout) -> Vec<(&'static str, Value)> {
     let mut head = vec![
         ("EDGE", Value::U32(edge)),
         ("LANES", Value::U32(lanes)),
@@ -213,7 +268,8 @@ fn heads(tile: &Tile, edge: u32, lanes: u32) -> Vec<(&'static str, Value)> {
         ("BK", Value::U32(tile.bk)),
         ("WM", Value::U32(tile.wm)),
         ("WN", Value::U32(tile.wn)),
-        ("B_RUN", Value::U32(tile.run(lanes))),
+        ("B_RUN", Value::U32(tile.run(lanes, layout))),
+        ("B_COLUMNS", Value::U32(u32::from(layout == Layout::Columns))),
     ];
     head.extend(mat_types(edge));
     head
@@ -241,19 +297,21 @@ mod tests {
     #[test]
     fn the_tables_suit_the_devices_they_were_made_for() {
         let nvidia = caps(NoopProfile::H200);
-        assert!(TILES_16.iter().all(|tile| tile.suits(&nvidia, [16, 32])));
-        assert!(TILES_8.iter().all(|tile| tile.suits(&caps(NoopProfile::LAVAPIPE_26), [8, 8])));
+        assert!(TILES_16.iter().all(|tile| tile.suits(&nvidia, [16, 32], Layout::Rows)));
+        assert!(TILES_8.iter().all(|tile| tile.suits(&caps(NoopProfile::LAVAPIPE_26), [8, 8], Layout::Rows)));
         // Some tile is left for other subgroups and for less memory, and every one that is left fits there.
-        for (units, memory) in [([16, 64], 64 << 10), ([16, 32], 32 << 10), ([8, 32], 32 << 10)] {
+        let others = [([16, 64], 64 << 10), ([16, 32], 32 << 10), ([8, 32], 32 << 10)];
+        for ((units, memory), layout) in others.into_iter().flat_map(|o| [(o, Layout::Rows), (o, Layout::Columns)]) {
             let other = Caps { workgroup_memory: memory, ..nvidia.clone() };
-            let left: Vec<&Tile> = tiles(&other, units, 320).collect();
+            let left: Vec<&Tile> = tiles(&other, units, layout, 320).collect();
             assert!(units[0] == 8 || !left.is_empty(), "{units:?}");
-            assert!(left.iter().all(|tile| tile.memory(units[0]) <= memory), "{units:?}: {left:?}");
+            assert!(left.iter().all(|tile| tile.memory(units[0], layout) <= memory), "{units:?}: {left:?}");
             for tile in left {
-                let (threads, run) = (tile.threads(units[1]), tile.run(units[1]));
+                let (threads, run) = (tile.threads(units[1]), tile.run(units[1], layout));
                 // What the kernel loads is the whole tile: rows from load to load, runs side by side.
-                let (loads, runs) = (tile.bk * tile.bn / 4 / threads, tile.bn / 4 / run);
-                assert_eq!(loads / runs * (threads / run), tile.bk, "{units:?}: {tile:?}");
+                let [lines, width] = tile.lines(layout);
+                let (loads, runs) = (lines * width / 4 / threads, width / 4 / run);
+                assert_eq!(loads / runs * (threads / run), lines, "{units:?}, {layout:?}: {tile:?}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! matmul: C = act(A B + bias) + residual, A [M, K] activations, B [K, N] weights.
 
-use super::coop::{self, Product, Shape};
+use super::coop::{self, Layout, Product, Shape};
 use super::{Activation, Epilogue, Linear, Variant, assert_residual, choose, source, vec4_of, weight_lib};
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source};
@@ -69,7 +69,7 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
     let [_, _, k, n] = layer.weight.dims;
     assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
     let shape = Shape { m: a.rows(), n, k, depth: k };
-    let suits = coop::fits(g, &shape, [a.dtype, layer.weight.dtype]);
+    let suits = coop::fits(g, &shape, Layout::Rows, [a.dtype, layer.weight.dtype]);
     let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits };
     let variant = choose(g, "matmul", VARIANTS, &dims);
     let geglu = epilogue.activation == Activation::Geglu;

@@ -206,6 +206,29 @@ fn matrix_units() {
     });
 }
 
+/// The VAE's head on matrix units: f32 activations, f16 operands; whole tiles and ragged ones, one image and two.
+#[test]
+fn a_wide_head_of_f32_activations() {
+    everywhere("attention", |place| {
+        if !place.takes(&[DType::F16]) {
+            return;
+        }
+        for (batch, tokens) in [(1, 64), (2, 96)] {
+            let case = Case::fused(batch, tokens, 1, 192, DType::F32);
+            let mut run = place.start(DType::F32);
+            run.g.operands = DType::F16;
+            let bound = case.bind(&mut run);
+            let out = attention(&mut run.g, &bound);
+            assert!(
+                place.variant != "products" || run.forced(place),
+                "{batch} x {tokens} fits the wide head's products"
+            );
+            let got = run.finish(&[out]);
+            check(place, limit(DType::F16), &format!("{batch} x {tokens}"), &got[0], &case.reference().0);
+        }
+    });
+}
+
 /// Scores so large that exp without the running maximum overflows, and so small that all weights underflow.
 #[test]
 fn large_scores() {

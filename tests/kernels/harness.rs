@@ -138,7 +138,8 @@ impl Run {
     /// As [`Run::forced`], for an op of which all variants but those on matrix units take every shape and type.
     pub fn suits(&self, place: &Place) -> bool {
         let forced = self.forced(place);
-        assert!(forced || place.variant == "coop", "{}/{} was not taken", place.op, place.variant);
+        let choosy = ["coop", "products"].contains(&place.variant);
+        assert!(forced || choosy, "{}/{} was not taken", place.op, place.variant);
         forced
     }
 
