@@ -25,5 +25,6 @@ step cargo test --workspace --no-run
 # Where there is no GPU, the only device is the software one.
 need_device "$(binary debug)"
 step cargo test --workspace
+step bash tools/matrix_units.sh
 step cargo check -p scumble --target wasm32-unknown-unknown
 say "all checks passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"
