@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::disk::io_problem;
 use crate::error::{Error, Result};
 use crate::weights::Weights;
 
@@ -184,15 +185,6 @@ pub fn refuse_pickle(path: &Path) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// What an I/O error means to a user.
-pub(crate) fn io_problem(e: &std::io::Error) -> String {
-    match e.kind() {
-        std::io::ErrorKind::NotFound => "no such file".into(),
-        std::io::ErrorKind::PermissionDenied => "permission denied".into(),
-        _ => e.to_string(),
-    }
 }
 
 /// Map a file for reading.

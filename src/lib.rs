@@ -39,6 +39,7 @@ pub mod loader;
 pub mod lora;
 pub mod weights;
 
+pub mod disk;
 pub mod error;
 pub mod gpu;
 pub mod ops;

@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 use crate::denoiser::Step;
 use crate::error::{Error, Result};
 use crate::gpu::run::Profile;
+use crate::gpu::tune::Subject;
 use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
 use crate::image::Image;
 use crate::model::config::VaeConfig;
@@ -47,13 +48,20 @@ pub(crate) async fn decode(
     latents: &[f32],
     [batch, h, w]: [u32; 3],
     tiling: Option<Tiling>,
+    tune: bool,
     mut profile: Option<&mut Profile>,
     observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Vec<Image>> {
     let c = config.latent_channels as u32;
     let whole = match tiling {
         Some(_) => None,
-        None => Some(Whole::new(gpu, decoder, config, [h, w]).await?),
+        None => {
+            let whole = Recorded::new(gpu, decoder, config, [h, w]).await?;
+            if tune {
+                whole.tune(observe).await?;
+            }
+            Some(whole.ready().await?)
+        }
     };
     let mut images = Vec::new();
     for (i, latent) in latents.chunks_exact((h * w * c) as usize).enumerate() {
@@ -76,6 +84,49 @@ pub(crate) async fn decode(
     Ok(images)
 }
 
+/// The decoder for whole pictures, before it is compiled.
+struct Recorded<'a> {
+    gpu: &'a Gpu,
+    decoder: &'a Decoder,
+    latent: Buffer,
+    dims: [u32; 4],
+    scalars: crate::gpu::run::Steps,
+}
+
+impl<'a> Recorded<'a> {
+    async fn new(gpu: &'a Gpu, decoder: &'a Decoder, config: &VaeConfig, [h, w]: [u32; 2]) -> Result<Recorded<'a>> {
+        let c = config.latent_channels as u32;
+        let latent = gpu.storage("latent", u64::from(h * w * c) * 4).await?;
+        let scalars = gpu.steps(&[Step { c_in: 1.0 / config.scaling_factor, ..Default::default() }]).await?;
+        Ok(Recorded { gpu, decoder, latent, dims: [1, h, w, c], scalars })
+    }
+
+    fn record(&self, g: &mut Graph) -> Tensor {
+        let bound = g.bind("latent", &self.latent, self.dims, DType::F32);
+        let packed = pack(g, bound, None, 1);
+        self.decoder.forward(g, packed)
+    }
+
+    async fn tune(&self, observe: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<()> {
+        self.latent.write(&vec![0.5f32; (self.latent.bytes() / 4) as usize]);
+        let record = |g: &mut Graph| {
+            let _ = self.record(g);
+        };
+        let subject = Subject { dtype: DType::F32, record: &record, arguments: &[], steps: &self.scalars };
+        self.gpu.tune(&subject, &mut |done, trials| observe(Progress::Tuned { done, trials })).await?;
+        Ok(())
+    }
+
+    async fn ready(self) -> Result<Whole> {
+        let mut g = Graph::new(self.gpu, DType::F32);
+        let picture = self.record(&mut g);
+        let pixels = self.gpu.storage("picture", picture.bytes()).await?;
+        g.keep(picture, &pixels);
+        let program = Program::new(self.gpu, g).await?;
+        Ok(Whole { latent: self.latent, program, scalars: self.scalars, pixels, picture })
+    }
+}
+
 /// The decoder for whole pictures, ready to run.
 struct Whole {
     latent: Buffer,
@@ -86,20 +137,6 @@ struct Whole {
 }
 
 impl Whole {
-    async fn new(gpu: &Gpu, decoder: &Decoder, config: &VaeConfig, [h, w]: [u32; 2]) -> Result<Whole> {
-        let c = config.latent_channels as u32;
-        let latent = gpu.storage("latent", u64::from(h * w * c) * 4).await?;
-        let mut g = Graph::new(gpu, DType::F32);
-        let bound = g.bind("latent", &latent, [1, h, w, c], DType::F32);
-        let packed = pack(&mut g, bound, None, 1);
-        let picture = decoder.forward(&mut g, packed);
-        let pixels = gpu.storage("picture", picture.bytes()).await?;
-        g.keep(picture, &pixels);
-        let program = Program::new(gpu, g).await?;
-        let scalars = gpu.steps(&[Step { c_in: 1.0 / config.scaling_factor, ..Default::default() }]).await?;
-        Ok(Whole { latent, program, scalars, pixels, picture })
-    }
-
     async fn run(&self, gpu: &Gpu, profile: Option<&mut Profile>) -> Result<Plane> {
         let mut step = gpu.record(profile.is_some());
         step.run(&self.program, &[], &self.scalars, 0);

@@ -9,6 +9,7 @@ use crate::conditioning::{Conditioning, Encoder, encode};
 use crate::denoiser::{Scales, Step, steps};
 use crate::error::{Error, Result};
 use crate::gpu::run::Profile;
+use crate::gpu::tune::Observe;
 use crate::gpu::{DType, Gpu, Graph, Program};
 use crate::guidance::Passes;
 use crate::inpaint::{composite, latent_mask, normalised, shown};
@@ -137,7 +138,9 @@ impl Pipeline {
             }
         };
         let unet = self.unet().await?;
-        let mut sampling = Sampling::new(&self.gpu, &unet, self.dtype, &job, &text, &given, &unit).await?;
+        let mut tuned = |done, trials| observe(Progress::Tuned { done, trials });
+        let tune = request.autotune.then_some(&mut tuned as &mut Observe<'_>);
+        let mut sampling = Sampling::new(&self.gpu, &unet, self.dtype, &job, &text, &given, &unit, tune).await?;
         sampling.start(&job, &given, &unit, self.schedule.start_scale(job.sigmas[0]));
         timings.prepare = ms(since);
 
@@ -156,14 +159,17 @@ impl Pipeline {
         let decoder = self.decoder().await?;
         let [b, h, w, _] = job.dims();
         let tiling = forecast.decode_tiling;
+        let (size, tune) = ([b, h, w], request.autotune);
         let mut images =
-            decode(&self.gpu, &decoder, config, &latents, [b, h, w], tiling, profile.as_mut(), observe).await?;
+            decode(&self.gpu, &decoder, config, &latents, size, tiling, tune, profile.as_mut(), observe).await?;
         if let Some(init) = &request.init
             && let Some(mask) = init.feathered()
         {
             images = images.iter().map(|made| composite(made, &init.image, &mask)).collect();
         }
         timings.decode = ms(since);
+        let mut warnings = self.model.warnings.clone();
+        warnings.extend(self.gpu.save_pipelines().err().map(|e| e.to_string()));
         timings.total = ms(begin);
         let weights = if self.is_resident() { self.bytes.weights() } else { 0 };
         let peak = self.gpu.memory_in_use().1;
@@ -176,7 +182,7 @@ impl Pipeline {
             shape,
             masks,
             sigmas,
-            warnings: self.model.warnings.clone(),
+            warnings,
             timings,
             memory,
             profile,

@@ -75,6 +75,9 @@ pub struct Request {
     /// Measure the device time of every op (slower).
     #[serde(skip)]
     pub profile: bool,
+    /// Measure first which kernels are fastest for this model and size here, where that is not known yet.
+    #[serde(skip)]
+    pub autotune: bool,
 }
 
 impl Default for Request {
@@ -103,6 +106,7 @@ impl Default for Request {
             init: None,
             latents: None,
             profile: false,
+            autotune: false,
         }
     }
 }
@@ -167,6 +171,13 @@ impl Request {
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
+    /// That many trials of the kernels are done.
+    Tuned {
+        /// Trials done.
+        done: usize,
+        /// Of so many.
+        trials: usize,
+    },
     /// Text encoded, kernels compiled; the loop begins.
     Start {
         /// Steps to come.
@@ -195,7 +206,7 @@ pub struct Timings {
     pub text: f64,
     /// A picture to start from, to latents.
     pub encode: f64,
-    /// Planning, compiling and allocating for the loop.
+    /// Planning, compiling and allocating for the loop; measuring kernels, where that was asked for.
     pub prepare: f64,
     /// All steps.
     pub sample: f64,

@@ -6,6 +6,7 @@ use crate::conditioning::Conditioning;
 use crate::denoiser::Step;
 use crate::error::{Error, Result};
 use crate::gpu::run::{Profile, Steps};
+use crate::gpu::tune::{Observe, Subject};
 use crate::gpu::{Buffer, DType, Gpu, Graph, Program};
 use crate::guidance::{Passes, Surroundings, denoise};
 use crate::layout::to_nhwc;
@@ -124,8 +125,43 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
     Ok(Prepared { context, times: (buffer, times.dims) })
 }
 
+/// What one denoising reads and writes beside its latents, in buffers.
+struct Bound<'a> {
+    unet: &'a UNet,
+    job: &'a Job,
+    prepared: Prepared,
+    mask: Option<Buffer>,
+    shown: Option<Buffer>,
+    kept: Option<[Buffer; 3]>,
+}
+
+impl Bound<'_> {
+    /// Record one denoising; its arguments are x and denoised, [B, h, w, 4] f32.
+    fn record(&self, g: &mut Graph) {
+        let dims = self.job.dims();
+        let [_, h, w, _] = dims;
+        let (x, denoised) = (g.argument("x", dims, DType::F32), g.argument("denoised", dims, DType::F32));
+        let floats = |buffer: &Buffer| [1, 1, 1, (buffer.bytes() / 4) as u32];
+        let (times, dtype) = (&self.prepared.times, g.dtype);
+        let context = self.prepared.context.iter();
+        let around = Surroundings {
+            times: g.bind("times", &times.0, times.1, DType::F32),
+            mask: self.mask.as_ref().map(|mask| g.bind("masks", mask, floats(mask), DType::F32)),
+            context: &context.map(|(buffer, dims)| g.bind("context", buffer, *dims, dtype)).collect::<Vec<_>>(),
+            extra: self.shown.as_ref().map(|b| g.bind("mask and masked picture", b, [1, h, w, 8], DType::F32)),
+            kept: self.kept.as_ref().map(|[mask, picture, noise]| Kept {
+                mask: g.bind("mask", mask, floats(mask), DType::F32),
+                picture: g.bind("picture", picture, [1, h, w, dims[3]], DType::F32),
+                noise: g.bind("start noise", noise, dims, DType::F32),
+            }),
+        };
+        denoise(g, self.unet, self.job.passes, x, &around, denoised);
+    }
+}
+
 impl Sampling {
-    /// `unit`: the start noise [B, 4, h, w].
+    /// `unit`: the start noise [B, 4, h, w]. `tune`: measure the UNet's kernels first; it hears how far that is.
+    #[allow(clippy::too_many_arguments)] // Each is another thing, and the one caller has them all at hand.
     pub async fn new(
         gpu: &Gpu,
         unet: &UNet,
@@ -134,8 +170,9 @@ impl Sampling {
         text: &Text,
         given: &Given,
         unit: &[f32],
+        tune: Option<&mut Observe<'_>>,
     ) -> Result<Sampling> {
-        let Prepared { context, times } = prepare(gpu, unet, dtype, text, job).await?;
+        let prepared = prepare(gpu, unet, dtype, text, job).await?;
         let dims = job.dims();
         let bytes = job.shape.iter().product::<usize>() as u64 * 4;
         let plan = job.recording.plan();
@@ -147,23 +184,21 @@ impl Sampling {
             true => Some(gpu.storage("masks", job.mask_floats() as u64 * 4).await?),
             false => None,
         };
-
-        let mut g = Graph::new(gpu, dtype);
-        let (x, denoised) = (g.argument("x", dims, DType::F32), g.argument("denoised", dims, DType::F32));
-        let bound = Surroundings {
-            times: g.bind("times", &times.0, times.1, DType::F32),
-            mask: mask.as_ref().map(|mask| g.bind("masks", mask, [1, 1, 1, (mask.bytes() / 4) as u32], DType::F32)),
-            context: &context.iter().map(|(buffer, dims)| g.bind("context", buffer, *dims, dtype)).collect::<Vec<_>>(),
-            extra: match &given.shown {
-                None => None,
-                Some(shown) => {
-                    let buffer = gpu.upload("mask and masked picture", shown).await?;
-                    Some(g.bind("mask and masked picture", &buffer, [1, dims[1], dims[2], 8], DType::F32))
-                }
-            },
-            kept: kept(gpu, &mut g, job, given, unit).await?,
+        let shown = match &given.shown {
+            None => None,
+            Some(shown) => Some(gpu.upload("mask and masked picture", shown).await?),
         };
-        denoise(&mut g, unet, job.passes, x, &bound, denoised);
+        let kept = kept(gpu, job, given, unit).await?;
+        let scalars = gpu.steps(&job.calls).await?;
+        let bound = Bound { unet, job, prepared, mask: mask.clone(), shown, kept };
+        if let Some(observe) = tune {
+            let spare = gpu.storage("latent", bytes).await?;
+            let arguments = [&latents[0], &spare];
+            let record = |g: &mut Graph| bound.record(g);
+            gpu.tune(&Subject { dtype, record: &record, arguments: &arguments, steps: &scalars }, observe).await?;
+        }
+        let mut g = Graph::new(gpu, dtype);
+        bound.record(&mut g);
         let denoise = Program::new(gpu, g).await?;
 
         let mut lincombs = Vec::new();
@@ -182,7 +217,7 @@ impl Sampling {
             slot_of: plan.slot_of,
             denoise,
             lincombs,
-            scalars: gpu.steps(&job.calls).await?,
+            scalars,
             coefficients: gpu.steps(&coefficients).await?,
             mask,
         })
@@ -310,19 +345,14 @@ impl Sampling {
     }
 }
 
-/// What stays of a picture outside a mask, bound.
-async fn kept(gpu: &Gpu, g: &mut Graph, job: &Job, given: &Given, unit: &[f32]) -> Result<Option<Kept>> {
+/// What stays of a picture outside a mask: mask, picture, noise.
+async fn kept(gpu: &Gpu, job: &Job, given: &Given, unit: &[f32]) -> Result<Option<[Buffer; 3]>> {
     let (Some(mask), Some(picture)) = (&given.mask, &given.picture) else { return Ok(None) };
-    let [_, h, w, c] = job.dims();
     let mut floats = mask.clone();
     floats.resize(mask.len().next_multiple_of(4), 0.0);
     let noise = gpu.upload("start noise", &to_nhwc(unit, job.shape)).await?;
     let (mask, picture) = (gpu.upload("mask", &floats).await?, gpu.upload("picture", picture).await?);
-    Ok(Some(Kept {
-        mask: g.bind("mask", &mask, [1, 1, 1, floats.len() as u32], DType::F32),
-        picture: g.bind("picture", &picture, [1, h, w, c], DType::F32),
-        noise: g.bind("start noise", &noise, job.dims(), DType::F32),
-    }))
+    Ok(Some([mask, picture, noise]))
 }
 
 fn coefficients(command: &Command) -> Option<[f32; MAX_TERMS]> {

@@ -34,7 +34,7 @@ fn gpu() -> &'static Gpu {
 }
 
 fn open_gpu() -> Gpu {
-    let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants: vec![] };
+    let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), ..Default::default() };
     block_on(Gpu::open(&options)).expect("a GPU or a software device")
 }
 

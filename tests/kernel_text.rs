@@ -446,7 +446,7 @@ fn arrows_go_one_way() {
                 let module = module.unwrap_or_default();
                 let fine = match layer.as_str() {
                     // The names of variants that the user forces are checked against the ops' tables when a device opens.
-                    "gpu" => ["", "error", "gpu"].contains(&module) || line.contains("ops::check_variant"),
+                    "gpu" => ["", "disk", "error", "gpu"].contains(&module) || line.contains("ops::check_variant"),
                     "ops" => ["", "error", "gpu", "ops"].contains(&module),
                     _ => true,
                 };

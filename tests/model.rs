@@ -28,7 +28,7 @@ const F32: f64 = 2e-5;
 const F16: f64 = 1e-2;
 
 fn gpu() -> Gpu {
-    let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants: vec![] };
+    let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), ..Default::default() };
     block_on(Gpu::open(&options)).expect("a GPU or a software device")
 }
 

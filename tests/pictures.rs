@@ -25,7 +25,7 @@ const LIMIT: f64 = 1e-4;
 fn gpu() -> &'static Gpu {
     static ONCE: OnceLock<Gpu> = OnceLock::new();
     ONCE.get_or_init(|| {
-        let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants: vec![] };
+        let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), ..Default::default() };
         block_on(Gpu::open(&options)).expect("a GPU or a software device")
     })
 }

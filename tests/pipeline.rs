@@ -16,7 +16,7 @@ const PROMPT: &str = "a fox in a pine forest at night";
 fn pipeline() -> &'static Pipeline {
     static ONCE: OnceLock<Pipeline> = OnceLock::new();
     ONCE.get_or_init(|| {
-        let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants: vec![] };
+        let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), ..Default::default() };
         let gpu = block_on(Gpu::open(&options)).expect("a GPU or a software device");
         load(&gpu, Files::Embedded(scumble_model::FILES))
     })

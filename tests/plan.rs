@@ -167,7 +167,11 @@ fn a_host_may_own_the_device() {
 #[test]
 fn an_unknown_variant_or_device_is_told_the_list() {
     let open = |device: Option<&str>, op: &str, name: &str| {
-        let options = GpuOptions { device: device.map(Into::into), variants: vec![(op.into(), name.into())] };
+        let options = GpuOptions {
+            device: device.map(Into::into),
+            variants: vec![(op.into(), name.into())],
+            ..Default::default()
+        };
         block_on(Gpu::open(&options)).err().map(|e| e.to_string()).unwrap_or_default()
     };
     assert!(open(None, "conv3d", "tile").contains("conv2d"));

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use super::cache::Cache;
 use super::caps::{Caps, adapter_caps};
 use super::kernel::Pipeline;
 #[cfg(not(target_arch = "wasm32"))]
@@ -17,6 +19,9 @@ use crate::error::{Error, Result};
 pub struct GpuOptions {
     /// A part of the adapter's name (any case), or its index in [`Gpu::adapters`]. `None`: the fastest kind.
     pub device: Option<String>,
+    /// A folder in which compiled pipelines and tuned choices are kept from run to run, one folder in it for each adapter and
+    /// driver. It is made when there is something to keep, and safe to delete. `None`: nothing is kept.
+    pub cache: Option<PathBuf>,
     /// Kernel variants forced by name, `(op, variant)`, to bisect a fault: `("conv2d", "portable")`.
     pub variants: Vec<(String, String)>,
 }
@@ -32,6 +37,9 @@ pub(super) struct Inner {
     pub queue: wgpu::Queue,
     pub caps: Caps,
     pub pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    pub cache: Option<Cache>,
+    /// The way that tuning chose for what was asked.
+    pub choices: Mutex<BTreeMap<String, String>>,
     variants: BTreeMap<String, String>,
     lost: Arc<Mutex<Option<String>>>,
     live_bytes: Mutex<Live>,
@@ -80,7 +88,8 @@ impl Gpu {
 
     async fn from_adapter(adapter: &wgpu::Adapter, caps: Caps, options: &GpuOptions) -> Result<Gpu> {
         let mut features = wgpu::Features::empty();
-        for wanted in [wgpu::Features::SHADER_F16, wgpu::Features::SUBGROUP, wgpu::Features::TIMESTAMP_QUERY] {
+        use wgpu::Features as Feature;
+        for wanted in [Feature::SHADER_F16, Feature::SUBGROUP, Feature::TIMESTAMP_QUERY, Feature::PIPELINE_CACHE] {
             features |= adapter.features() & wanted;
         }
         if caps.coop().is_some() {
@@ -101,7 +110,7 @@ impl Gpu {
             ))
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(refused)?;
-        let gpu = Self::wrap(device, queue, caps, &options.variants)?;
+        let gpu = Self::wrap(device, queue, caps, &options.variants, options.cache.as_deref())?;
         let lost = gpu.inner.lost.clone();
         gpu.inner.device.set_device_lost_callback(move |_, message| {
             lock(&lost).get_or_insert(message);
@@ -121,18 +130,28 @@ impl Gpu {
     /// [`Error::Invalid`] if `variants` names an unknown op or variant.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, variants: &[(String, String)]) -> Result<Gpu> {
         let caps = Caps::new(&device.adapter_info(), device.features(), &device.limits());
-        Self::wrap(device, queue, caps, variants)
+        Self::wrap(device, queue, caps, variants, None)
     }
 
-    fn wrap(device: wgpu::Device, queue: wgpu::Queue, caps: Caps, variants: &[(String, String)]) -> Result<Gpu> {
+    fn wrap(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        caps: Caps,
+        variants: &[(String, String)],
+        cache: Option<&Path>,
+    ) -> Result<Gpu> {
         for (op, variant) in variants {
             crate::ops::check_variant(op, variant)?;
         }
+        let cache = cache.map(|dir| Cache::open(dir, &caps, &device));
+        let choices = Mutex::new(cache.as_ref().map(Cache::choices).unwrap_or_default());
         let inner = Inner {
             device,
             queue,
             caps,
             pipelines: Mutex::default(),
+            cache,
+            choices,
             variants: variants.iter().cloned().collect(),
             lost: Arc::default(),
             live_bytes: Mutex::default(),
@@ -175,7 +194,7 @@ impl Gpu {
         caps.memory = profile.memory;
         caps.cooperative = profile.cooperative.to_vec();
         let variants = profile.variants.iter().map(|(op, variant)| ((*op).into(), (*variant).into())).collect();
-        Self::from_adapter(adapter, caps, &GpuOptions { device: None, variants }).await
+        Self::from_adapter(adapter, caps, &GpuOptions { variants, ..Default::default() }).await
     }
 
     /// What this device can do.
@@ -186,6 +205,14 @@ impl Gpu {
     /// The variant that the user forced for an op, if any.
     pub fn forced_variant(&self, op: &str) -> Option<&str> {
         self.inner.variants.get(op).map(String::as_str)
+    }
+
+    /// Keep the pipelines compiled so far in the cache's folder, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be written.
+    pub fn save_pipelines(&self) -> Result<()> {
+        self.inner.cache.as_ref().map_or(Ok(()), Cache::save_pipelines)
     }
 
     /// Bytes in buffers that this device holds for scumble now, and the most since [`Gpu::reset_peak`].

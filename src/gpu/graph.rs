@@ -4,6 +4,7 @@ use super::caps::Caps;
 use super::device::Gpu;
 use super::kernel::{Interface, Kernel};
 use super::run::Buffer;
+use super::tune::Pick;
 
 /// Element type of a tensor in device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -139,7 +140,7 @@ impl Node {
 
 /// A recording: tensors and the nodes over them, in execution order.
 pub struct Graph {
-    gpu: Gpu,
+    pub(super) gpu: Gpu,
     /// Element type of the activations that ops create.
     pub dtype: DType,
     /// Element type of what norms make for a product to take: f16 where matrix units multiply though activations are f32.
@@ -147,6 +148,10 @@ pub struct Graph {
     pub(super) tensors: Vec<Info>,
     pub(super) nodes: Vec<Node>,
     pub(super) arguments: usize,
+    /// Ops that could have run in several ways.
+    pub(super) picks: Vec<Pick>,
+    /// Take the nth way of every op, best by estimate first, or its last: for measurement.
+    pub trial: Option<usize>,
     /// Where group norms take their statistics from; a picture in tiles shares them.
     pub statistics: Statistics,
 }
@@ -198,6 +203,8 @@ impl Graph {
             tensors: Vec::new(),
             nodes: Vec::new(),
             arguments: 0,
+            picks: Vec::new(),
+            trial: None,
             statistics,
         }
     }

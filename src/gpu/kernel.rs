@@ -238,7 +238,8 @@ impl Gpu {
         let (module, pipeline, error) = {
             let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
             let module = create_module(device, kernel, &text);
-            let pipeline = create_pipeline(device, kernel, interface, &module);
+            let cache = self.inner.cache.as_ref().and_then(|cache| cache.pipelines.as_ref());
+            let pipeline = create_pipeline(device, kernel, interface, &module, cache);
             (module, pipeline, scope.pop())
         };
         let Some(error) = error.await else { return Ok(pipeline) };
@@ -275,6 +276,7 @@ fn create_pipeline(
     kernel: &Kernel,
     interface: Interface,
     module: &wgpu::ShaderModule,
+    cache: Option<&wgpu::PipelineCache>,
 ) -> Pipeline {
     let entry = |binding: usize, ty, dynamic| wgpu::BindGroupLayoutEntry {
         binding: binding as u32,
@@ -309,7 +311,7 @@ fn create_pipeline(
             zero_initialize_workgroup_memory: false,
             ..Default::default()
         },
-        cache: None,
+        cache,
     });
     Pipeline { raw, layout }
 }

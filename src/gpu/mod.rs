@@ -2,6 +2,7 @@
 //!
 //! Above it, ops record nodes into a [`graph::Graph`]; [`plan`] turns lifetimes into buffer slots; [`run`] encodes.
 
+mod cache;
 pub mod caps;
 pub mod device;
 pub mod graph;
@@ -10,6 +11,7 @@ pub mod kernel;
 pub mod noop;
 pub mod plan;
 pub mod run;
+pub mod tune;
 mod unroll;
 pub mod upload;
 mod wait;

@@ -359,9 +359,13 @@ pub struct Recording {
 
 /// Timestamps of the recording: one pass per dispatch instead of one for all.
 struct Timed {
-    queries: wgpu::QuerySet,
-    ops: Vec<(&'static str, &'static str, String, u64)>,
+    /// As many as the dispatches need, [`MAX_QUERIES`] each.
+    queries: Vec<wgpu::QuerySet>,
+    ops: Vec<TimedOp>,
 }
+
+/// Op, variant, shapes and floating-point operations of a dispatch.
+type TimedOp = (&'static str, &'static str, String, u64);
 
 /// Queries of one set; wgpu allows no more.
 const MAX_QUERIES: u32 = 4096;
@@ -371,9 +375,7 @@ impl Gpu {
     pub fn record(&self, timed: bool) -> Recording {
         let device = &self.inner.device;
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") });
-        let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: MAX_QUERIES };
-        let timed = (timed && self.caps().timestamps)
-            .then(|| Timed { queries: device.create_query_set(&descriptor), ops: Vec::new() });
+        let timed = (timed && self.caps().timestamps).then(|| Timed { queries: Vec::new(), ops: Vec::new() });
         let pass = match timed {
             Some(_) => None,
             None => Some(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime()),
@@ -401,11 +403,15 @@ impl Recording {
             match (&mut self.pass, &mut self.timed) {
                 (Some(pass), _) => encode(pass),
                 (None, Some(timed)) => {
-                    let first = timed.ops.len() as u32 * 2;
-                    assert!(first + 1 < MAX_QUERIES, "a timed step has at most {} dispatches", MAX_QUERIES / 2);
+                    let first = timed.ops.len() as u32 * 2 % MAX_QUERIES;
+                    if first == 0 {
+                        let ty = wgpu::QueryType::Timestamp;
+                        let descriptor = wgpu::QuerySetDescriptor { label: None, ty, count: MAX_QUERIES };
+                        timed.queries.push(self.gpu.inner.device.create_query_set(&descriptor));
+                    }
                     timed.ops.push((node.op, node.variant, node.shapes(), node.flops));
-                    let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
-                        query_set: &timed.queries,
+                    let timestamp_writes = timed.queries.last().map(|query_set| wgpu::ComputePassTimestampWrites {
+                        query_set,
                         beginning_of_pass_write_index: Some(first),
                         end_of_pass_write_index: Some(first + 1),
                     });
@@ -423,25 +429,43 @@ impl Recording {
     /// [`Error::DeviceLost`].
     pub async fn submit(mut self, profile: Option<&mut Profile>) -> Result<()> {
         drop(self.pass.take());
-        let gpu = self.gpu;
-        let Some(timed) = self.timed.filter(|timed| !timed.ops.is_empty()) else {
-            gpu.inner.queue.submit([self.encoder.finish()]);
-            return gpu.check_alive();
-        };
-        let count = timed.ops.len() * 2;
-        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-        let resolved = gpu.create_buffer("timestamps", count as u64 * 8, usage).await?;
-        self.encoder.resolve_query_set(&timed.queries, 0..count as u32, resolved.raw(), 0);
-        gpu.inner.queue.submit([self.encoder.finish()]);
-        let ticks: Vec<u64> = resolved.read(count).await?;
-        let period = f64::from(gpu.inner.queue.get_timestamp_period());
+        if self.timed.as_ref().is_none_or(|timed| timed.ops.is_empty()) {
+            self.gpu.inner.queue.submit([self.encoder.finish()]);
+            return self.gpu.check_alive();
+        }
+        let (ops, times) = self.timed_ops().await?;
         if let Some(profile) = profile {
-            for ((op, variant, shapes, flops), pair) in timed.ops.into_iter().zip(ticks.chunks_exact(2)) {
-                let nanoseconds = pair[1].saturating_sub(pair[0]) as f64 * period;
-                profile.add(op, variant, shapes, nanoseconds / 1e6, flops);
+            for ((op, variant, shapes, flops), ms) in ops.into_iter().zip(times) {
+                profile.add(op, variant, shapes, ms, flops);
             }
         }
         Ok(())
+    }
+
+    /// Submit a timed recording and await the milliseconds of its dispatches, in order; none where the device does not tell.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub async fn times(self) -> Result<Vec<f64>> {
+        Ok(self.timed_ops().await?.1)
+    }
+
+    async fn timed_ops(mut self) -> Result<(Vec<TimedOp>, Vec<f64>)> {
+        let gpu = self.gpu;
+        let Some(timed) = self.timed.take() else { return Ok(Default::default()) };
+        let count = timed.ops.len() * 2;
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let resolved = gpu.create_buffer("timestamps", count as u64 * 8, usage).await?;
+        for (i, set) in timed.queries.iter().enumerate() {
+            let first = i as u32 * MAX_QUERIES;
+            let queries = 0..(count as u32 - first).min(MAX_QUERIES);
+            self.encoder.resolve_query_set(set, queries, resolved.raw(), u64::from(first) * 8);
+        }
+        gpu.inner.queue.submit([self.encoder.finish()]);
+        let ticks: Vec<u64> = resolved.read(count).await?;
+        let period = f64::from(gpu.inner.queue.get_timestamp_period());
+        let ms = |pair: &[u64]| pair[1].saturating_sub(pair[0]) as f64 * period / 1e6;
+        Ok((timed.ops, ticks.chunks_exact(2).map(ms).collect()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! conv2d: 1x1 and 3x3 convolution, channels last, as an implicit matrix product over taps and channels.
 
 use super::coop::{self, Layout, Product, Shape};
-use super::{Activation, Conv, Epilogue, Variant, assert_residual, choose, source, vec4_of, weight_lib};
+use super::{Activation, Conv, Epilogue, Variant, assert_residual, source, vec4_of, weight_lib};
 use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -118,7 +118,8 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let m = shape[0] * shape[1] * shape[2];
     let product = Shape { m, n, k, depth: common_divisor(x_channels, y_channels) };
     let dims = Dims { m, n4: n / 4, coop: coop::fits(g, &product, Layout::Rows, [x.dtype, layer.weight.dtype]) };
-    let variant = choose(g, "conv2d", VARIANTS, &dims);
+    let way = format!("{:?} {:?} {kernel} {} {}", x.dtype, layer.weight.dtype, taps.stride, taps.resize.is_some());
+    let (variant, cut) = coop::pick(g, ("conv2d", VARIANTS), &dims, &product, &way);
     assert!(epilogue.activation != Activation::Geglu, "conv2d: no network has GEGLU after a convolution");
     assert_residual("conv2d", &epilogue, dims.m, n);
     let b = layer.weight.bind(g);
@@ -145,15 +146,16 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let scales = [src_h as f32 / in_h as f32, src_w as f32 / in_w as f32].map(f32::to_bits);
     let reads = vec![x, y.unwrap_or(x), b];
     let dims_words = [&geometry[..], &scales].concat();
-    if variant.name == "coop" {
+    if let Some(cut) = cut {
         let linear = taps.stride == 1 && taps.resize.is_none() && shape[1..3] == [src_h, src_w];
         let head = [&form[..], &[("LINEAR", Value::Bool(linear))]].concat();
         let (bias, epilogue) = (layer.bias.as_ref(), &epilogue);
         let dims = dims_words;
-        return coop::record(
-            g,
-            Product { op: "conv2d", source: &COOP, shape: product, head, dims, reads, out: shape, epilogue, bias },
-        );
+        let product =
+            Product { op: "conv2d", source: &COOP, shape: product, cut, head, dims, reads, out: shape, epilogue, bias };
+        let out = coop::record(g, product);
+        g.picked();
+        return out;
     }
     let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), x, dims.m);
     let out = if epilogue.f32_out { g.activation_f32("conv2d", shape) } else { g.activation("conv2d", shape) };
@@ -170,6 +172,7 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
         grid: (variant.grid)(&dims),
         flops: 2 * u64::from(dims.m) * u64::from(n) * u64::from(k),
     });
+    g.picked();
     out
 }
 

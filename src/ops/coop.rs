@@ -1,7 +1,7 @@
 //! What the coop variants of matmul and conv2d share: the tile of a workgroup, how many workgroups share a tile's depth, and the
 //! sum of their shares.
 
-use super::{Epilogue, Param, source, vec4_of};
+use super::{Epilogue, Param, Variant, candidates, source, vec4_of};
 use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -120,8 +120,24 @@ pub fn fits(g: &Graph, shape: &Shape, layout: Layout, [a, b]: [DType; 2]) -> boo
     halves && shape.m >= 8 && tiles(g.caps(), units, layout, shape.depth).next().is_some()
 }
 
-/// The tile and the number of shares, up to `most`, that should be fastest.
-fn choose(shape: &Shape, caps: &Caps, units: [u32; 2], layout: Layout, most: u32) -> (Tile, u32) {
+/// A tile, and how many workgroups share its depth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The tile.
+    pub tile: Tile,
+    /// Workgroups.
+    pub shares: u32,
+}
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Tile { bm, bn, bk, wm, wn, .. } = self.tile;
+        write!(f, "coop {bm}x{bn}x{bk} of {wm}x{wn}, {} shares", self.shares)
+    }
+}
+
+/// The ways to cut a product into up to `most` shares, the one that should be fastest first.
+fn cuts(shape: &Shape, caps: &Caps, units: [u32; 2], layout: Layout, most: u32) -> Vec<Cut> {
     let time = |tile: &Tile, splits: u32| -> u64 {
         let tiles = u64::from(shape.m.div_ceil(tile.bm)) * u64::from(shape.n.div_ceil(tile.bn));
         let groups = tiles * u64::from(splits);
@@ -138,12 +154,40 @@ fn choose(shape: &Shape, caps: &Caps, units: [u32; 2], layout: Layout, most: u32
         rounds * (steps * u64::from(step) + 2500) + reduction
     };
     let splits = [1, 2, 3, 4, 6, 8, 12, 16];
-    let all = tiles(caps, units, layout, shape.depth).flat_map(|tile| splits.map(|s| (*tile, s)));
-    let enough = |(tile, s): &(Tile, u32)| *s == 1 || (*s <= most && shape.k / tile.bk / s >= 4);
-    match all.filter(enough).min_by_key(|(tile, s)| time(tile, *s)) {
-        Some(best) => best,
-        None => unreachable!("{shape:?} was said to fit"),
+    let all = tiles(caps, units, layout, shape.depth).flat_map(|tile| splits.map(|shares| Cut { tile: *tile, shares }));
+    let enough = |cut: &Cut| cut.shares == 1 || (cut.shares <= most && shape.k / cut.tile.bk / cut.shares >= 4);
+    let mut cuts: Vec<Cut> = all.filter(enough).collect();
+    cuts.sort_by_key(|cut| time(&cut.tile, cut.shares));
+    cuts
+}
+
+/// Cuts of a product that are tried when it is tuned.
+const TRIED: usize = 6;
+
+/// The row of the op's table and, on matrix units, the cut that a product runs with: the estimate's, or what tuning found.
+/// `form` tells products of one size apart, where they run differently. [`Graph::picked`] ends what is recorded with it.
+pub(crate) fn pick<'t, D>(
+    g: &mut Graph,
+    (op, table): (&str, &'t [Variant<D>]),
+    dims: &D,
+    shape: &Shape,
+    form: &str,
+) -> (&'t Variant<D>, Option<Cut>) {
+    let mut ways = Vec::new();
+    for row in candidates(g, op, table, dims) {
+        match g.caps().coop().filter(|_| row.name == "coop") {
+            Some(units) => {
+                let cuts = cuts(shape, g.caps(), units, Layout::Rows, 16);
+                ways.extend(cuts.into_iter().take(TRIED).map(|cut| (row, Some(cut))));
+            }
+            None => ways.push((row, None)),
+        }
     }
+    let name = |(row, cut): &(&Variant<D>, Option<Cut>)| cut.map_or(row.name.to_owned(), |cut| cut.to_string());
+    let Shape { m, n, k, depth } = shape;
+    let key = format!("{op} {form} {m}x{n}x{k} of {depth}");
+    let names = ways.iter().map(name).collect();
+    ways[g.pick(key, names)]
 }
 
 /// One product to record.
@@ -154,6 +198,7 @@ pub(crate) struct Product<'a> {
     pub source: &'static Source,
     /// Size.
     pub shape: Shape,
+    pub cut: Cut,
     /// The kernel's own head values, dims, and inputs without bias and residual.
     pub head: Vec<(&'static str, Value)>,
     pub dims: Vec<u32>,
@@ -166,9 +211,19 @@ pub(crate) struct Product<'a> {
 
 /// Record a product, in one dispatch or as shares and their sum.
 pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
-    let Product { op, source, shape, mut head, mut dims, mut reads, out, epilogue, bias } = product;
+    let Product {
+        op,
+        source,
+        shape,
+        cut: Cut { tile, shares: splits },
+        mut head,
+        mut dims,
+        mut reads,
+        out,
+        epilogue,
+        bias,
+    } = product;
     let Some([edge, lanes]) = g.caps().coop() else { unreachable!("{op}: coop on a device without") };
-    let (tile, splits) = choose(&shape, g.caps(), [edge, lanes], Layout::Rows, 16);
     let stand_in = reads[0];
     let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, shape.m);
     let result = if epilogue.f32_out { g.activation_f32(op, out) } else { g.activation(op, out) };
@@ -241,7 +296,9 @@ pub(crate) struct Bare {
 pub(crate) fn record_bare(g: &mut Graph, product: Bare) {
     let Bare { op, variant, source, shape, mut head, dims, reads, write, layout, wide } = product;
     let Some([edge, lanes]) = g.caps().coop() else { unreachable!("{op}: coop on a device without") };
-    let (tile, _) = choose(&shape, g.caps(), [edge, lanes], layout, 1);
+    let Some(Cut { tile, .. }) = cuts(&shape, g.caps(), [edge, lanes], layout, 1).into_iter().next() else {
+        unreachable!("{op}: {shape:?} was said to fit")
+    };
     head.extend(heads(&tile, edge, lanes, layout));
     head.push(("WIDE", Value::Bool(wide)));
     head.push(("RAGGED", Value::Bool(true)));

@@ -1,7 +1,7 @@
 //! matmul: C = act(A B + bias) + residual, A [M, K] activations, B [K, N] weights.
 
 use super::coop::{self, Layout, Product, Shape};
-use super::{Activation, Epilogue, Linear, Variant, assert_residual, choose, source, vec4_of, weight_lib};
+use super::{Activation, Epilogue, Linear, Variant, assert_residual, source, vec4_of, weight_lib};
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source};
 
@@ -71,7 +71,8 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
     let shape = Shape { m: a.rows(), n, k, depth: k };
     let suits = coop::fits(g, &shape, Layout::Rows, [a.dtype, layer.weight.dtype]);
     let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits };
-    let variant = choose(g, "matmul", VARIANTS, &dims);
+    let form = format!("{:?} {:?} {:?}", a.dtype, layer.weight.dtype, epilogue.activation);
+    let (variant, cut) = coop::pick(g, ("matmul", VARIANTS), &dims, &shape, &form);
     let geglu = epilogue.activation == Activation::Geglu;
     let columns = if geglu { n / 2 } else { n };
     assert!(
@@ -81,13 +82,14 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
     assert_residual("matmul", &epilogue, a.rows(), columns);
     let b = layer.weight.bind(g);
     let size = [a.dims[0], a.dims[1], a.dims[2], columns];
-    if variant.name == "coop" {
+    if let Some(cut) = cut {
         let (bias, epilogue) = (layer.bias.as_ref(), &epilogue);
         let dims = vec![dims.m, dims.n4, dims.k4];
         let product = Product {
             op: "matmul",
             source: &COOP,
             shape,
+            cut,
             head: vec![],
             dims,
             reads: vec![a, b],
@@ -95,7 +97,9 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
             epilogue,
             bias,
         };
-        return coop::record(g, product);
+        let out = coop::record(g, product);
+        g.picked();
+        return out;
     }
     let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), a, dims.m);
     let out = if epilogue.f32_out { g.activation_f32("matmul", size) } else { g.activation("matmul", size) };
@@ -111,6 +115,7 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
         grid: (variant.grid)(&dims),
         flops: 2 * u64::from(dims.m) * u64::from(n) * u64::from(k),
     });
+    g.picked();
     out
 }
 

@@ -90,6 +90,18 @@ pub(crate) fn choose<'t, D>(g: &Graph, op: &str, table: &'t [Variant<D>], dims: 
     }
 }
 
+/// The rows that the device and the dims allow, in order, or the one that the user forced if the dims allow it. The portable
+/// row only where there is no other: it is the one that others are held against.
+pub(crate) fn candidates<'t, D>(g: &Graph, op: &str, table: &'t [Variant<D>], dims: &D) -> Vec<&'t Variant<D>> {
+    let first = choose(g, op, table, dims);
+    if g.forced_variant(op).is_some() {
+        return vec![first];
+    }
+    let other = |row: &&Variant<D>| (row.needs)(g.caps()) && (row.fits)(dims) && row.name != "portable";
+    let rows: Vec<&Variant<D>> = table.iter().filter(other).collect();
+    if rows.is_empty() { vec![first] } else { rows }
+}
+
 /// Declares a kernel file and the library files that it uses.
 macro_rules! source {
     ($path:literal $(, $lib:literal)*) => {

@@ -75,7 +75,7 @@ fn gpu(variant: &str) -> &'static Gpu {
 fn open(variant: &'static str) -> Gpu {
     let with = tables().into_iter().map(|(op, _)| op).filter(|op| variants(op).contains(&variant));
     let variants = with.map(|op| (op.to_owned(), variant.to_owned())).collect();
-    let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants };
+    let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants, ..Default::default() };
     block_on(Gpu::open(&options)).expect("a GPU or a software device (lavapipe) to run the kernels on")
 }
 

@@ -22,3 +22,4 @@ mod pack;
 mod repack;
 mod take;
 mod time_embedding;
+mod tune;

@@ -108,6 +108,9 @@ pub struct GenerateArgs {
     /// Measure and print the device time of every op (slower)
     #[arg(long)]
     pub profile: bool,
+    /// Measure first which kernels are fastest for this model and size here, and keep the result (once, up to a minute)
+    #[arg(long)]
+    pub autotune: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -139,6 +142,7 @@ impl GenerateArgs {
             init: None,
             latents: None,
             profile: self.profile,
+            autotune: self.autotune,
         };
         if let Some(path) = &self.latents_in {
             self.take_latents(path, &mut request)?;

@@ -1,6 +1,7 @@
 //! `scumble compare`: the same seed without SAG, with SAG, and where SAG acted, as one labelled picture.
 
-use scumble::image::{Image, write_atomic};
+use scumble::disk::write_atomic;
+use scumble::image::Image;
 use scumble::{Error, Generated, Request, Result};
 use serde_json::json;
 

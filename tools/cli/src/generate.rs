@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use scumble::image::{Image, write_atomic};
+use scumble::disk::write_atomic;
+use scumble::image::Image;
 use scumble::probe::HostTensor;
 use scumble::sampler::sampler;
 use scumble::schedule::scheduler;

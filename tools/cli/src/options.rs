@@ -19,6 +19,12 @@ pub struct DeviceArgs {
     /// Force a kernel variant, to bisect a fault: conv2d=portable
     #[arg(long, value_name = "OP=NAME")]
     variant: Vec<String>,
+    /// Where compiled kernels and what --autotune found are kept [default: the system's cache folder]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Keep nothing, and read nothing that was kept
+    #[arg(long, conflicts_with = "cache_dir")]
+    no_cache: bool,
 }
 
 impl DeviceArgs {
@@ -29,7 +35,9 @@ impl DeviceArgs {
             None => Err(Error::invalid("--variant", "OP=NAME", text)),
         };
         let variants = self.variant.iter().map(pair).collect::<Result<_>>()?;
-        pollster::block_on(Gpu::open(&GpuOptions { device: self.device.clone(), variants }))
+        let own = || dirs::cache_dir().map(|dir| dir.join("scumble"));
+        let cache = if self.no_cache { None } else { self.cache_dir.clone().or_else(own) };
+        pollster::block_on(Gpu::open(&GpuOptions { device: self.device.clone(), cache, variants }))
     }
 
     /// `--precision`.

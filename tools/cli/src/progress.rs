@@ -46,7 +46,13 @@ impl Bar {
         let bar = self.0.clone();
         move |progress| {
             match progress {
+                Progress::Tuned { done, trials } => {
+                    bar.set_length(trials as u64);
+                    bar.set_position(done as u64);
+                    bar.set_message("measuring kernels");
+                }
                 Progress::Start { steps } => {
+                    bar.set_position(0);
                     bar.set_length(steps as u64);
                     bar.reset_elapsed();
                     bar.reset_eta();

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
+use scumble::disk::write_atomic;
 use scumble::files::Bytes;
-use scumble::image::write_atomic;
 use scumble::probe::HostTensor;
 use scumble::weights::Weights;
 use scumble::{Error, Result};

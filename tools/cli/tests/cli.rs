@@ -5,8 +5,19 @@ use std::process::{Command, Output};
 
 const SMALL: &[&str] = &["--width", "64", "--height", "40", "--steps", "2", "--seed", "3"];
 
+/// The program in a folder. What it keeps between runs stays out of the user's own cache; the driver's cache is the usual one.
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scumble"));
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    if let Some(usual) = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home) {
+        command.env("MESA_SHADER_CACHE_DIR", usual);
+    }
+    command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache")).current_dir(folder);
+    command
+}
+
 fn scumble(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_scumble")).args(args).current_dir(folder).output().expect("the program runs")
+    command(folder).args(args).output().expect("the program runs")
 }
 
 /// The program fails with one line that holds every one of `words`, and writes no file.
@@ -166,8 +177,8 @@ fn an_output_that_cannot_be_written_is_told_before_the_work() {
 #[test]
 fn no_adapter_says_how_to_get_one() {
     let folder = temp();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scumble"));
-    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent").current_dir(folder.path());
+    let mut command = command(folder.path());
+    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
     let out = command.args(["x", "--steps", "1"]).output().expect("the program runs");
     let stderr = String::from_utf8_lossy(&out.stderr);
     if cfg!(target_os = "linux") {
@@ -177,6 +188,43 @@ fn no_adapter_says_how_to_get_one() {
         );
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
+}
+
+#[test]
+fn what_is_kept_between_runs_may_be_damaged_or_deleted() {
+    let folder = temp();
+    let f = folder.path();
+    let run = |more: &[&'static str]| {
+        let out = scumble(f, &[&with(&["a fox", "-o", "x.png", "--no-sag"], SMALL), more].concat());
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{more:?}: {stderr}");
+        stderr
+    };
+    let tuned = ["--cache-dir", "kept", "--autotune"];
+    run(&tuned);
+    let device = files(&f.join("kept")).pop().expect("a folder for the device");
+    let choices = device.join("tuning.json");
+    let text = std::fs::read_to_string(&choices).expect("the choices are kept");
+    let kept: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert!(kept["choices"].as_object().is_some_and(|map| map.len() > 10), "{text}");
+    let pipelines = device.join("pipelines.bin");
+    assert!(pipelines.is_file(), "Vulkan keeps pipelines");
+    // What is known is not measured again.
+    let before = std::fs::metadata(&choices).expect("there").modified().expect("a time");
+    run(&tuned);
+    assert_eq!(std::fs::metadata(&choices).expect("there").modified().expect("a time"), before);
+    // Damaged files are made anew; a folder that cannot be made is a warning where nothing was asked, an error where it was.
+    std::fs::write(&choices, &text[..text.len() / 2]).expect("written");
+    std::fs::write(&pipelines, b"not a pipeline").expect("written");
+    run(&["--cache-dir", "kept"]);
+    assert_ne!(std::fs::read(&pipelines).expect("there"), b"not a pipeline");
+    let stderr = run(&["--cache-dir", "x.png"]);
+    assert!(stderr.contains("warning: ") && stderr.contains("--cache-dir"), "{stderr}");
+    let args = with(&["a fox", "-o", "y.png", "--autotune", "--cache-dir", "x.png"], SMALL);
+    fails(f, &args, &["tuning.json", "cannot be written", "--no-cache"]);
+    std::fs::remove_dir_all(f.join("kept")).expect("deleted");
+    run(&["--no-cache"]);
+    assert!(!f.join("kept").exists());
 }
 
 #[test]

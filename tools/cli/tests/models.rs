@@ -1,14 +1,25 @@
 //! The options that bring files along: pictures to start from, LoRAs, textual inversions, parts of a model; and their mistakes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use safetensors::tensor::{Dtype, TensorView};
 
 const SMALL: &[&str] = &["--width", "64", "--height", "48", "--steps", "2", "--seed", "3"];
 
+/// The program in a folder. What it keeps between runs stays out of the user's own cache; the driver's cache is the usual one.
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scumble"));
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    if let Some(usual) = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home) {
+        command.env("MESA_SHADER_CACHE_DIR", usual);
+    }
+    command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache")).current_dir(folder);
+    command
+}
+
 fn scumble(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_scumble")).args(args).current_dir(folder).output().expect("the program runs")
+    command(folder).args(args).output().expect("the program runs")
 }
 
 fn works(folder: &Path, args: &[&str]) -> String {
