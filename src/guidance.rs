@@ -67,10 +67,12 @@ pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surrou
     };
 
     // 1. uncond and cond in one batch; the mid block's attention mass of uncond comes with it
-    let input = pack(g, x, s.extra, passes.prompts());
-    let mass_of = passes.sag.then_some(x.batch());
     let time = take(g, s.times);
-    let ask = Ask { time, context: s.context, mass_of };
+    // SDXL's time embedding knows the prompt: then nothing is common.
+    let share = if time.rows() == 1 { passes.prompts() } else { 1 };
+    let input = pack(g, x, s.extra, passes.prompts() / share);
+    let mass_of = passes.sag.then_some(x.batch());
+    let ask = Ask { time, context: s.context, mass_of, share };
     let first = unet.forward(g, input, &ask);
 
     // 2. and 3. where uncond looks most: blur, re-noise, ask again without the prompt
@@ -80,7 +82,7 @@ pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surrou
         let input = pack(g, renoised, s.extra, 1);
         let uncond: Vec<ContextKv> = s.context.iter().map(|kv| g.first(*kv)).collect();
         let rows = g.view(time, [time.rows(), 1, 1, time.channels()]);
-        let ask = Ask { time: g.first(rows), context: &uncond, mass_of: None };
+        let ask = Ask { time: g.first(rows), context: &uncond, mass_of: None, share: 1 };
         let again = unet.forward(g, input, &ask).sample;
         Degraded { degraded, renoised, again }
     });

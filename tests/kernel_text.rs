@@ -23,6 +23,7 @@ use scumble::ops::lincomb::{MAX_TERMS, lincomb};
 use scumble::ops::matmul::{TYPES, matmul};
 use scumble::ops::pack::pack;
 use scumble::ops::repack::{FileType, LowRank, Repack, repack};
+use scumble::ops::repeat::repeat;
 use scumble::ops::take::take;
 use scumble::ops::time_embedding::{Rows, time_embedding};
 use scumble::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm, Param, tables};
@@ -172,6 +173,7 @@ impl Recorder<'_> {
         }
         let norm = self.norm(8);
         layer_norm(&mut self.g, x, &norm);
+        repeat(&mut self.g, x, 2);
     }
 
     /// The ops around the network: always f32.

@@ -10,6 +10,7 @@ use crate::ops::conv2d::{Taps, conv2d};
 use crate::ops::group_norm::group_norm;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::matmul;
+use crate::ops::repeat::repeat;
 use crate::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm};
 
 /// ResnetBlock2D: norm, SiLU, conv, + time embedding, norm, SiLU, conv, + shortcut.
@@ -119,8 +120,15 @@ impl TransformerBlock {
         })
     }
 
-    /// x [B, 1, T, C] → the same; with `mass_of` also the self-attention's mass per key of that many first images.
-    fn forward(&self, g: &mut Graph, x: Tensor, kv: ContextKv, mass_of: Option<u32>) -> (Tensor, Option<Tensor>) {
+    /// x [B / share, 1, T, C] → [B, 1, T, C]; with `mass_of` also the self-attention's mass per key of that many first images.
+    fn forward(
+        &self,
+        g: &mut Graph,
+        x: Tensor,
+        kv: ContextKv,
+        mass_of: Option<u32>,
+        share: u32,
+    ) -> (Tensor, Option<Tensor>) {
         let h = layer_norm(g, x, &self.norm1);
         let qkv = matmul(g, h, &self.qkv, Epilogue::default());
         let own = Attention::fused(qkv, self.heads);
@@ -135,6 +143,8 @@ impl TransformerBlock {
 
         let h = layer_norm(g, x, &self.norm2);
         let q = matmul(g, h, &self.q, Epilogue::default());
+        // Here the prompts part.
+        let (q, x) = (repeat(g, q, share), repeat(g, x, share));
         let h = attention(g, &Attention::cross(q, kv, self.heads));
         let x = matmul(g, h, &self.out2, Epilogue::add(x));
 
@@ -184,24 +194,27 @@ impl Transformer {
         })
     }
 
-    /// x [B, H, W, C] → the same; takes one context of `kv` for each block. With `mass_of` also the mass per key of the
-    /// first block's self-attention.
+    /// x [B / share, H, W, C] → [B, H, W, C]; takes one context of `kv` for each block. With `mass_of` also the mass per key of
+    /// the first block's self-attention.
     pub fn forward(
         &self,
         g: &mut Graph,
         x: Tensor,
         kv: &mut impl Iterator<Item = ContextKv>,
         mass_of: Option<u32>,
+        share: u32,
     ) -> (Tensor, Option<Tensor>) {
         let h = group_norm(g, x, None, &self.norm, self.groups, false);
         let mut h = matmul(g, h, &self.proj_in, Epilogue::default());
         let mut mass = None;
         for (i, block) in self.blocks.iter().enumerate() {
             let Some(kv) = kv.next() else { unreachable!("a context for every transformer block") };
-            let (next, block_mass) = block.forward(g, h, kv, mass_of.filter(|_| i == 0));
+            let share = if i == 0 { share } else { 1 };
+            let (next, block_mass) = block.forward(g, h, kv, mass_of.filter(|_| i == 0), share);
             h = next;
             mass = mass.or(block_mass);
         }
+        let x = repeat(g, x, share);
         (matmul(g, h, &self.proj_out, Epilogue::add(x)), mass)
     }
 }

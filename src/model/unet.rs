@@ -10,6 +10,7 @@ use crate::loader::Loader;
 use crate::ops::conv2d::{Taps, conv2d};
 use crate::ops::group_norm::group_norm;
 use crate::ops::matmul::matmul;
+use crate::ops::repeat::repeat;
 use crate::ops::time_embedding::{Rows, frequencies, time_embedding};
 use crate::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm, Param};
 use crate::weights::Weights;
@@ -68,6 +69,9 @@ pub struct Ask<'a> {
     pub context: &'a [ContextKv],
     /// Return the mid block's mass per key of that many first images.
     pub mass_of: Option<u32>,
+    /// x is one for that many prompts: what comes before the first cross-attention is computed once for all of them. 1 where x has
+    /// an image for each.
+    pub share: u32,
 }
 
 /// What the UNet returns.
@@ -226,10 +230,14 @@ impl UNet {
         self.time.projections.weight.dims[3]
     }
 
-    /// x [B, h, w, C_in], contexts from [`UNet::context`] with B a multiple of P → [B, h, w, 4] f32. With `mass_of` also the mid
-    /// block's mass per key of that many first images.
+    /// x [B / share, h, w, C_in], contexts from [`UNet::context`] with B a multiple of P → [B, h, w, 4] f32. With `mass_of` also the
+    /// mid block's mass per key of that many first images.
+    ///
+    /// # Panics
+    /// If prompts share x, but not the rows of time.
     pub fn forward(&self, g: &mut Graph, x: Tensor, ask: &Ask<'_>) -> Output {
-        let Ask { time, context, mass_of } = *ask;
+        let Ask { time, context, mass_of, mut share } = *ask;
+        assert!(share == 1 || time.rows() == 1, "UNet: {share} prompts share x, but time is {:?}", time.dims);
         let time = Some(TimeRows { tensor: time });
         let mut kv = context.iter().copied();
 
@@ -242,7 +250,9 @@ impl UNet {
             for (resnet, attention) in &level.layers {
                 h = resnet.forward(g, h, None, time);
                 if let Some(attention) = attention {
-                    h = attention.forward(g, h, &mut kv, None).0;
+                    h = attention.forward(g, h, &mut kv, None, share).0;
+                    skips.iter_mut().for_each(|skip| *skip = repeat(g, *skip, share));
+                    share = 1;
                 }
                 skips.push(h);
             }
@@ -254,7 +264,8 @@ impl UNet {
 
         // 3. middle
         h = self.mid.first.forward(g, h, None, time);
-        let (mut h, mass) = self.mid.attention.forward(g, h, &mut kv, mass_of);
+        let (mut h, mass) = self.mid.attention.forward(g, h, &mut kv, mass_of, share);
+        skips.iter_mut().for_each(|skip| *skip = repeat(g, *skip, share));
         h = self.mid.second.forward(g, h, None, time);
 
         // 4. up
@@ -262,7 +273,7 @@ impl UNet {
             for (resnet, attention) in &level.layers {
                 h = resnet.forward(g, h, skips.pop(), time);
                 if let Some(attention) = attention {
-                    h = attention.forward(g, h, &mut kv, None).0;
+                    h = attention.forward(g, h, &mut kv, None, 1).0;
                 }
             }
             if let (Some(conv), Some(next)) = (&level.upsample, skips.last()) {

@@ -17,6 +17,7 @@ pub mod lincomb;
 pub mod matmul;
 pub mod pack;
 pub mod repack;
+pub mod repeat;
 pub mod take;
 pub mod time_embedding;
 

@@ -20,6 +20,7 @@ mod mass;
 mod matmul;
 mod pack;
 mod repack;
+mod repeat;
 mod take;
 mod time_embedding;
 mod tune;
