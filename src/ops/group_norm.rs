@@ -1,6 +1,6 @@
 //! group_norm: normalise groups of channels over an image, with SiLU if asked; two sources in place of a concatenation.
 
-use super::{Norm, Variant, choose, source, vec4_of};
+use super::{Norm, Variant, candidates, choose, source, vec4_of};
 use crate::gpu::graph::{Graph, Node, Statistics, Sums, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -8,6 +8,44 @@ static SUMS: Source = source!("group_norm/sums.wgsl", "lib/linear.wgsl");
 static MERGE: Source = source!("group_norm/merge.wgsl", "lib/linear.wgsl");
 static MERGE_WORKGROUP: Source = source!("group_norm/merge_workgroup.wgsl");
 static APPLY: Source = source!("group_norm/apply.wgsl", "lib/linear.wgsl");
+static WORKGROUP: Source = source!("group_norm/workgroup.wgsl");
+
+/// What the table of norms looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Whole {
+    /// Images.
+    pub batch: u32,
+    /// Pixels of an image.
+    pub pixels: u32,
+    /// Channels / 4 of both sources.
+    pub c4: u32,
+    /// Channels / 4 of the fewest groups that have whole groups of four channels.
+    pub span4: u32,
+    /// Are the statistics the image's own?
+    pub own: bool,
+}
+
+/// Groups of four that one workgroup should norm, where that is not measured.
+const MOST: u32 = 16 << 10;
+
+/// The variants of a norm, the fastest first.
+pub static VARIANTS: &[Variant<Whole>] = &[
+    Variant {
+        name: "workgroup",
+        source: &WORKGROUP,
+        needs: |caps| !caps.is_cpu() && caps.invocations >= 256,
+        fits: |d| d.own && d.span4 <= 64 && d.pixels * d.span4 <= 4 * MOST && d.batch * d.c4 / d.span4 <= 65_535,
+        grid: |d| [d.batch * d.c4 / d.span4, 1, 1],
+    },
+    Variant {
+        // Sums of chunks, their merge, and the norm itself.
+        name: "passes",
+        source: &APPLY,
+        needs: |_| true,
+        fits: |_| true,
+        grid: |d| linear_grid(u64::from(d.batch) * u64::from(d.pixels) * u64::from(d.c4), 64),
+    },
+];
 
 /// What the table of merges looks at.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +90,35 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     let (x4, y4, c4) = (x_channels / 4, y_channels / 4, channels / 4);
     let pixels = h * w;
     let elements = x.len() + y.map_or(0, |y| y.len());
+    let span4 = span4(channels / groups);
+    let own = matches!(g.statistics, Statistics::Own);
+    let whole = Whole { batch, pixels, c4, span4, own };
+    let mut rows = candidates(g, "group_norm", VARIANTS, &whole);
+    // Large pictures have more pixels than one workgroup should go through.
+    rows.sort_by_key(|row| row.name == "workgroup" && pixels * span4 > MOST);
+    let key = format!("group_norm {:?} {batch}x{h}x{w}x{channels} in {groups}", x.dtype);
+    let variant = rows[g.pick(key, rows.iter().map(|row| row.name.to_owned()).collect())];
+    if variant.name == "workgroup" {
+        let out = g.operand("group norm", [batch, h, w, channels]);
+        let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
+        g.push(Node {
+            op: "group_norm",
+            variant: variant.name,
+            kernel: Kernel {
+                source: variant.source,
+                libs: vec![],
+                head: vec![elem, two, ("out4", vec4_of(out.dtype)), ("SILU", Value::Bool(silu))],
+            },
+            reads: vec![sources[0], sources[1], gamma, beta],
+            writes: vec![out],
+            dims: vec![pixels, x4, y4, span4, channels / groups, norm.eps.to_bits()],
+            step: false,
+            grid: (variant.grid)(&whole),
+            flops: 5 * elements,
+        });
+        g.picked();
+        return out;
+    }
     let given = match &mut g.statistics {
         Statistics::Tile(tile) => tile.given.pop_front(),
         Statistics::Own => None,
@@ -98,10 +165,20 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
         writes: vec![out],
         dims: vec![batch, pixels, x4, y4],
         step: false,
-        grid: linear_grid(out.len() / 4, 64),
+        grid: (variant.grid)(&whole),
         flops: 2 * elements,
     });
+    g.picked();
     out
+}
+
+/// Channels / 4 of the fewest groups of `group` channels that have whole groups of four.
+fn span4(group: u32) -> u32 {
+    match group % 4 {
+        0 => group / 4,
+        2 => group / 2,
+        _ => group,
+    }
 }
 
 /// Record the sums of the image's own pixels; a tile remembers the first that it was not given.

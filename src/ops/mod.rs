@@ -50,6 +50,7 @@ pub fn tables() -> Vec<(&'static str, Vec<Row>)> {
         ("conv2d", rows(conv2d::VARIANTS)),
         ("attention", rows(attention::VARIANTS)),
         ("attention_mass", rows(attention::MASS_VARIANTS)),
+        ("group_norm", rows(group_norm::VARIANTS)),
         ("group_norm_merge", rows(group_norm::MERGE_VARIANTS)),
         ("layer_norm", rows(layer_norm::VARIANTS)),
     ]

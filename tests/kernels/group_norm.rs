@@ -58,8 +58,15 @@ fn check_case(place: &Place, dtype: DType, limit: Limit, case: Case) {
     let params = norm.norm(&run.gpu);
     let out = group_norm(&mut run.g, first, second, &params, case.groups, case.silu);
     assert_eq!((out.dims, out.dtype), ([b, h, w, c + c2], run.g.operands));
+    assert!((place.op, place.variant) != ("group_norm", "workgroup") || run.forced(place), "{case:?} fits a workgroup");
     let got = run.finish(&[out]);
     check(place, limit, &format!("{dtype:?} {case:?}"), &got[0], &reference(&case, &x, &y, &norm));
+}
+
+/// In every variant of the norm, and of the merge of its sums.
+fn all_norms(run: impl Fn(&Place)) {
+    everywhere("group_norm", &run);
+    everywhere("group_norm_merge", &run);
 }
 
 fn check_types(place: &Place, case: Case) {
@@ -70,7 +77,7 @@ fn check_types(place: &Place, case: Case) {
 
 #[test]
 fn groups_of_every_width() {
-    everywhere("group_norm_merge", |place| {
+    all_norms(|place| {
         // Channels of a group: 1, 2, 3, 10, 8, all.
         for (channels, groups) in [(4, 4), (8, 4), (12, 4), (40, 4), (64, 8), (20, 1)] {
             check_types(place, Case { channels: [channels, 0], groups, ..BASE });
@@ -80,12 +87,12 @@ fn groups_of_every_width() {
 
 #[test]
 fn silu_after() {
-    everywhere("group_norm_merge", |place| check_types(place, Case { silu: true, ..BASE }));
+    all_norms(|place| check_types(place, Case { silu: true, ..BASE }));
 }
 
 #[test]
 fn halves_of_f32_activations() {
-    everywhere("group_norm_merge", |place| {
+    all_norms(|place| {
         if place.takes(&[DType::F16]) {
             check_case(place, DType::F32, limit(DType::F16), Case { silu: true, halves: true, ..BASE });
         }
@@ -95,7 +102,7 @@ fn halves_of_f32_activations() {
 /// The seam between the sources lies inside a group (10 of 20 channels with 3 groups: no; 8 + 4 in groups of 3: yes).
 #[test]
 fn two_sources_with_a_group_across_the_seam() {
-    everywhere("group_norm_merge", |place| {
+    all_norms(|place| {
         for (channels, groups) in [([8, 4], 4), ([4, 20], 8), ([20, 20], 4), ([4, 16], 1)] {
             check_types(place, Case { channels, groups, silu: true, ..BASE });
         }
@@ -105,7 +112,7 @@ fn two_sources_with_a_group_across_the_seam() {
 /// More pixels than 64 chunks of 16, so that chunks grow; a last chunk that is short.
 #[test]
 fn many_chunks() {
-    everywhere("group_norm_merge", |place| {
+    all_norms(|place| {
         for size in [[1, 33, 37], [2, 40, 40], [1, 1, 1], [1, 1, 17]] {
             check_types(place, Case { size, ..BASE });
         }
@@ -114,7 +121,7 @@ fn many_chunks() {
 
 #[test]
 fn a_large_mean_does_not_cancel() {
-    everywhere("group_norm_merge", |place| {
+    all_norms(|place| {
         for size in [[1, 5, 7], [1, 33, 37]] {
             check_case(place, DType::F32, F32_LARGE_MEAN, Case { size, mean: 1e3, deviation: 1.0, ..BASE });
         }
@@ -124,5 +131,5 @@ fn a_large_mean_does_not_cancel() {
 /// Values at which a sum of squares leaves f16 and the mean of squares loses f32's digits.
 #[test]
 fn a_large_spread_does_not_overflow() {
-    everywhere("group_norm_merge", |place| check_types(place, Case { mean: 100.0, deviation: 8000.0, ..BASE }));
+    all_norms(|place| check_types(place, Case { mean: 100.0, deviation: 8000.0, ..BASE }));
 }

@@ -1,0 +1,102 @@
+// Group norm in one dispatch, for small pictures: one workgroup for one image and a span of groups, as few as have whole groups of
+// four channels. Deviations are counted from each channel's first pixel: no cancellation where the mean is large against the spread.
+// Channels are then merged into groups (Chan et al. 1979, parallel variance). Two sources become one.
+alias elem4 = vec4<f32>;
+alias out4 = vec4<f32>;
+const TWO_SOURCES: bool = false;
+const SILU: bool = false;
+const THREADS: u32 = 256u;
+
+struct Dims { pixels: u32, x4: u32, y4: u32, span4: u32, group: u32, eps: f32 }     // span4 channels / 4 of a span, group channels
+
+@group(0) @binding(0) var<storage, read> x: array<elem4>;               // [B, pixels, x4]
+@group(0) @binding(1) var<storage, read> y: array<elem4>;               // [B, pixels, y4]
+@group(0) @binding(2) var<storage, read> gamma: array<vec4<f32>>;       // [x4 + y4]
+@group(0) @binding(3) var<storage, read> beta: array<vec4<f32>>;        // [x4 + y4]
+@group(0) @binding(4) var<storage, read_write> out: array<out4>;        // [B, pixels, x4 + y4]
+@group(0) @binding(5) var<uniform> dims: Dims;
+
+// Of each thread's pixels: sums, sums of squares. Afterwards, of each four channels: means, squared deviations.
+var<workgroup> sums: array<vec4<f32>, THREADS>;
+var<workgroup> squares: array<vec4<f32>, THREADS>;
+// Mean and 1 / deviation of each group; a span has at most four.
+var<workgroup> stats: array<vec4<f32>, 4>;
+
+fn load(pixel: u32, c4: u32) -> vec4<f32> {
+    if (TWO_SOURCES && c4 >= dims.x4) { return vec4<f32>(y[pixel * dims.y4 + c4 - dims.x4]); }
+    return vec4<f32>(x[pixel * dims.x4 + c4]);
+}
+
+fn group_of(column: u32) -> vec4<u32> {
+    return (vec4<u32>(column * 4u) + vec4<u32>(0u, 1u, 2u, 3u)) / dims.group;
+}
+
+// Sum over the span's channels that are of `group`.
+fn within(group: u32, column: u32, value: vec4<f32>) -> f32 {
+    return dot(value, select(vec4<f32>(0.0), vec4<f32>(1.0), group_of(column) == vec4<u32>(group)));
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
+    let c4s = dims.x4 + dims.y4;
+    let spans = c4s / dims.span4;
+    let image = wid.x / spans * dims.pixels;
+    // A thread keeps to one column of four channels; those beyond whole lines have none.
+    let lines = THREADS / dims.span4;
+    let column = local % dims.span4;
+    let line = local / dims.span4;
+    let c4 = wid.x % spans * dims.span4 + column;
+    let first = load(image, c4);
+    var sum = vec4<f32>(0.0);
+    var square = vec4<f32>(0.0);
+    if (line < lines) {
+        for (var p = line; p < dims.pixels; p += lines) {
+            let d = load(image + p, c4) - first;
+            sum += d;
+            square += d * d;
+        }
+    }
+    sums[local] = sum;
+    squares[local] = square;
+    workgroupBarrier();
+    for (var rest = lines; rest > 1u; rest = (rest + 1u) / 2u) {
+        let half = (rest + 1u) / 2u;
+        if (line < rest - half) {
+            sums[local] += sums[local + half * dims.span4];
+            squares[local] += squares[local + half * dims.span4];
+        }
+        workgroupBarrier();
+    }
+    let count = f32(dims.pixels);
+    if (line == 0u) {
+        let mean = sums[local] / count;
+        squares[local] = max(squares[local] - sums[local] * mean, vec4<f32>(0.0));
+        sums[local] = first + mean;
+    }
+    workgroupBarrier();
+    if (local * dims.group < dims.span4 * 4u) {
+        var mean = 0.0;
+        for (var i = 0u; i < dims.span4; i++) { mean += within(local, i, sums[i]); }
+        mean /= f32(dims.group);
+        var spread = 0.0;
+        for (var i = 0u; i < dims.span4; i++) {
+            let d = sums[i] - mean;
+            spread += within(local, i, squares[i] + count * d * d);
+        }
+        stats[local] = vec4<f32>(mean, 1.0 / sqrt(spread / (count * f32(dims.group)) + dims.eps), 0.0, 0.0);
+    }
+    workgroupBarrier();
+    if (line >= lines) { return; }
+    let g = group_of(column);
+    let a = stats[g.x];
+    let b = stats[g.y];
+    let c = stats[g.z];
+    let d = stats[g.w];
+    let scale = gamma[c4] * vec4<f32>(a.y, b.y, c.y, d.y);
+    let shift = beta[c4] - vec4<f32>(a.x, b.x, c.x, d.x) * scale;
+    for (var p = line; p < dims.pixels; p += lines) {
+        var v = load(image + p, c4) * scale + shift;
+        if (SILU) { v = v / (1.0 + exp(-v)); }
+        out[(image + p) * c4s + c4] = out4(v);
+    }
+}
