@@ -86,13 +86,19 @@ impl Caps {
         self.subgroups && self.subgroup_size == [size, size]
     }
 
+    /// Lanes of a subgroup, where all subgroups have as many.
+    pub fn lanes(&self) -> Option<u32> {
+        let [lanes, most] = self.subgroup_size;
+        (self.subgroups && lanes == most && lanes > 0).then_some(lanes)
+    }
+
     /// Edge of the matrices that the coop kernels use, and lanes of the subgroups that hold them; none where the device or
     /// its subgroups do not suit (wgpu cannot ask for one size of several).
     pub fn coop(&self) -> Option<[u32; 2]> {
         let edge = self.cooperative.iter().copied().filter(|edge| [8, 16].contains(edge)).max()?;
-        let [lanes, most] = self.subgroup_size;
+        let lanes = self.lanes()?;
         // Metal's compiler refuses what naga writes for matrices in memory of vectors.
-        let suits = lanes == most && lanes > 0 && self.f16 && self.subgroups && self.backend != "metal";
+        let suits = self.f16 && self.backend != "metal";
         (suits && self.workgroup_memory >= 32 << 10).then_some([edge, lanes])
     }
 

@@ -29,7 +29,8 @@ fn check_case(place: &Place, dtype: DType, limit: Limit, dims: [u32; 4], mean: f
     let params = norm.norm(&run.gpu);
     let out = layer_norm(&mut run.g, input, &params);
     assert_eq!(out.dims, dims);
-    assert!(run.forced(place));
+    // A subgroup of few lanes does not hold wide rows.
+    assert!(run.forced(place) || (place.variant == "subgroup" && dims[3] > 512));
     let got = run.finish(&[out]);
     check(place, limit, &format!("{dtype:?} {dims:?} mean {mean}"), &got[0], &reference(&x, &norm));
 }
