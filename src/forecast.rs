@@ -146,11 +146,15 @@ impl Pipeline {
         for kv in unet.context(&mut g, hidden) {
             g.keep_argument(kv);
         }
+        let [_, h, w, _] = job.dims();
+        let folded = unet.folded(&mut g, [h, w]);
+        folded.iter().flatten().for_each(|weights| g.keep_argument(*weights));
         gpu.check_graph(what, &g)?;
         let kv: Vec<[u32; 4]> = unet.context_widths().map(|width| [prompts, 1, tokens, width]).collect();
         let size =
             |dims: &[u32; 4], dtype: DType| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes());
         let mut kept: u64 = kv.iter().map(|dims| size(dims, self.dtype)).sum();
+        kept += folded.iter().flatten().map(|weights| bytes(weights.bytes())).sum::<u64>();
         let before = kept + g.planned_bytes(alignment) + bytes(hidden.bytes()) + SCALARS;
 
         // Timesteps to time projections: once, too.
@@ -167,13 +171,14 @@ impl Pipeline {
         let before = before.max(kept + g.planned_bytes(alignment) + given + SCALARS);
 
         let mut g = Graph::new(gpu, self.dtype);
-        let [_, h, w, _] = job.dims();
         let (x, out) = (g.argument("x", job.dims(), DType::F32), g.argument("denoised", job.dims(), DType::F32));
         let floats =
             |g: &mut Graph, n: usize| g.argument("floats", [1, 1, 1, n.next_multiple_of(4) as u32], DType::F32);
         let times = g.argument("times", times.dims, DType::F32);
         let mask = job.passes.sag.then(|| floats(&mut g, job.mask_floats()));
         let context: Vec<_> = kv.iter().map(|&dims| g.argument("context", dims, self.dtype)).collect();
+        let folded: Vec<_> =
+            folded.iter().map(|weights| weights.map(|w| g.argument("folded weights", w.dims, w.dtype))).collect();
         let mut more = Vec::new();
         let mut argument = |g: &mut Graph, dims: [u32; 4]| {
             more.push(size(&dims, DType::F32));
@@ -185,7 +190,7 @@ impl Pipeline {
             picture: argument(&mut g, [1, h, w, 4]),
             noise: argument(&mut g, job.dims()),
         });
-        let surroundings = Surroundings { times, context: &context, mask, extra, kept: held };
+        let surroundings = Surroundings { times, context: &context, folded: &folded, mask, extra, kept: held };
         denoise(&mut g, unet, job.passes, x, &surroundings, out);
         gpu.check_graph(what, &g)?;
         kept += more.iter().sum::<u64>();

@@ -46,6 +46,8 @@ pub struct Surroundings<'a> {
     pub times: Tensor,
     /// [`UNet::context`] of [uncond, cond], or of [cond].
     pub context: &'a [ContextKv],
+    /// [`UNet::folded`] for x's size.
+    pub folded: &'a [Option<Tensor>],
     /// Masks of all calls, [calls, B, 1, mask_stride]; read only with SAG.
     pub mask: Option<Tensor>,
     /// What an inpainting model sees beside x, [1, h, w, 8] f32: the mask, the masked picture's latents, zeros.
@@ -72,7 +74,7 @@ pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surrou
     let share = if time.rows() == 1 { passes.prompts() } else { 1 };
     let input = pack(g, x, s.extra, passes.prompts() / share);
     let mass_of = passes.sag.then_some(x.batch());
-    let ask = Ask { time, context: s.context, mass_of, share };
+    let ask = Ask { time, context: s.context, folded: s.folded, mass_of, share };
     let first = unet.forward(g, input, &ask);
 
     // 2. and 3. where uncond looks most: blur, re-noise, ask again without the prompt
@@ -82,7 +84,7 @@ pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surrou
         let input = pack(g, renoised, s.extra, 1);
         let uncond: Vec<ContextKv> = s.context.iter().map(|kv| g.first(*kv)).collect();
         let rows = g.view(time, [time.rows(), 1, 1, time.channels()]);
-        let ask = Ask { time: g.first(rows), context: &uncond, mass_of: None, share: 1 };
+        let ask = Ask { time: g.first(rows), context: &uncond, folded: s.folded, mass_of: None, share: 1 };
         let again = unet.forward(g, input, &ask).sample;
         Degraded { degraded, renoised, again }
     });

@@ -239,7 +239,8 @@ pub async fn run_unet(
     let time = g.bind("times", &time, [1, 1, rows, unet.times_width()], DType::F32);
     let context = unet.context(&mut g, e);
     let mass_of = sag_map.then_some(b as u32);
-    let ask = Ask { time, context: &context, mass_of, share: 1 };
+    let folded = unet.folded(&mut g, [x.height(), x.width()]);
+    let ask = Ask { time, context: &context, folded: &folded, mass_of, share: 1 };
     let out = unet.forward(&mut g, x, &ask);
     let sample = gpu.storage("sample", out.sample.bytes()).await?;
     g.keep(out.sample, &sample);

@@ -7,7 +7,7 @@ use crate::denoiser::Step;
 use crate::error::{Error, Result};
 use crate::gpu::run::{Profile, Steps};
 use crate::gpu::tune::{Observe, Subject};
-use crate::gpu::{Buffer, DType, Gpu, Graph, Program};
+use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
 use crate::guidance::{Passes, Surroundings, denoise};
 use crate::layout::to_nhwc;
 use crate::model::unet::UNet;
@@ -88,6 +88,8 @@ pub(crate) struct Sampling {
 struct Prepared {
     /// Keys and values of every cross-attention.
     context: Vec<(Buffer, [u32; 4])>,
+    /// Weights of the UNet's doublings.
+    folded: Vec<Option<(Buffer, Tensor)>>,
     /// Time projections of all calls.
     times: (Buffer, [u32; 4]),
 }
@@ -103,6 +105,18 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
         let buffer = gpu.storage("context", kv.bytes()).await?;
         g.keep(kv, &buffer);
         context.push((buffer, kv.dims));
+    }
+    let [_, h, w, _] = job.dims();
+    let mut folded = Vec::new();
+    for weights in unet.folded(&mut g, [h, w]) {
+        folded.push(match weights {
+            None => None,
+            Some(weights) => {
+                let buffer = gpu.storage("folded weights", weights.bytes()).await?;
+                g.keep(weights, &buffer);
+                Some((buffer, weights))
+            }
+        });
     }
     run_once(gpu, g, &Step::default(), None).await?;
     drop(states);
@@ -122,7 +136,7 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
     let buffer = gpu.storage("times", times.bytes()).await?;
     g.keep(times, &buffer);
     run_once(gpu, g, &Step::default(), None).await?;
-    Ok(Prepared { context, times: (buffer, times.dims) })
+    Ok(Prepared { context, folded, times: (buffer, times.dims) })
 }
 
 /// What one denoising reads and writes beside its latents, in buffers.
@@ -144,10 +158,14 @@ impl Bound<'_> {
         let floats = |buffer: &Buffer| [1, 1, 1, (buffer.bytes() / 4) as u32];
         let (times, dtype) = (&self.prepared.times, g.dtype);
         let context = self.prepared.context.iter();
+        let folded = self.prepared.folded.iter();
         let around = Surroundings {
             times: g.bind("times", &times.0, times.1, DType::F32),
             mask: self.mask.as_ref().map(|mask| g.bind("masks", mask, floats(mask), DType::F32)),
             context: &context.map(|(buffer, dims)| g.bind("context", buffer, *dims, dtype)).collect::<Vec<_>>(),
+            folded: &folded
+                .map(|weights| weights.as_ref().map(|(buffer, t)| g.bind("folded weights", buffer, t.dims, t.dtype)))
+                .collect::<Vec<_>>(),
             extra: self.shown.as_ref().map(|b| g.bind("mask and masked picture", b, [1, h, w, 8], DType::F32)),
             kept: self.kept.as_ref().map(|[mask, picture, noise]| Kept {
                 mask: g.bind("mask", mask, floats(mask), DType::F32),

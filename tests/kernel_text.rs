@@ -14,7 +14,7 @@ use scumble::gpu::noop::NoopProfile;
 use scumble::gpu::{DType, Gpu, Graph, Tensor};
 use scumble::ops::attention::{Attention, attention, attention_with_mass};
 use scumble::ops::blend::{Kept, blend};
-use scumble::ops::conv2d::{Taps, conv2d};
+use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
 use scumble::ops::degrade::degrade;
 use scumble::ops::group_norm::group_norm;
 use scumble::ops::guidance::{Degraded, guidance};
@@ -141,6 +141,9 @@ impl Recorder<'_> {
                 if kernel == 3 && epilogue.residual.is_none() {
                     conv2d(&mut self.g, x, second, &layer, Taps::resized([6, 6]), epilogue);
                     conv2d(&mut self.g, x, second, &layer, Taps::half(), epilogue);
+                    if let Some(folded) = fold(&mut self.g, &layer, 18).filter(|_| second.is_none()) {
+                        doubled(&mut self.g, x, &layer, folded, epilogue);
+                    }
                 }
             }
         }

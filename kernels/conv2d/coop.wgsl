@@ -1,11 +1,15 @@
 // 2-D convolution as an implicit matrix product on matrix units (kernels/lib/coop.wgsl). Steps run over the taps of BK channels,
 // then over channels, so that what one tap fetched is still cached for the next. Channels of both sources are multiples of
-// BK. Grid (tiles, shares of K).
+// BK. Grid (tiles, shares of K, slices).
+//
+// After doubling by nearest neighbour a 3x3 convolution is four of 2x2 on the small picture (kernels/conv2d/fold.wgsl), one for each
+// parity of the output's line and column: DOUBLED, a slice for each. Rows are then pixels of the small picture.
 alias elem4 = vec4<f16>;
 alias weight4 = vec4<f16>;
 alias out4 = vec4<f16>;
 alias residual4 = vec4<f16>;
-const KERNEL: u32 = 3u;             // 1 or 3 taps a side
+const KERNEL: u32 = 3u;             // 1 or 3 taps a side; 2 where DOUBLED
+const DOUBLED: bool = false;
 const TWO_SOURCES: bool = false;    // channels of x, then channels of y, in place of a concatenation
 const RESIZE: bool = false;         // nearest-neighbour resize of the input to in_h x in_w before the taps
 const LINEAR: bool = true;          // output pixels lie over the stored ones: stride 1, no resize
@@ -35,6 +39,8 @@ const TAPS: u32 = KERNEL * KERNEL;
 var<private> a_row: u32;
 var<private> a_column: u32;
 var<private> places: array<u32, A_LOADS>;
+// Lines above and columns to the left of the picture.
+var<private> pad: vec2<u32>;
 // The step: tap, and first group of channels.
 var<private> tap: vec2<u32>;
 var<private> channel4: u32;
@@ -42,6 +48,17 @@ var<private> b_at: u32;
 var<private> b_column: u32;
 
 fn steps() -> u32 { return TAPS * ((dims.x4 + dims.y4) / BK4); }
+
+fn row_of_c(row: u32) -> u32 {
+    if (!DOUBLED) { return row; }
+    let p = place(row);
+    return ((p.x * dims.out_h + p.y) * 2u + slice / 2u) * 2u * dims.out_w + p.z * 2u + slice % 2u;
+}
+
+// Which of up to three taps from `at` - pad on are inside.
+fn inside(at: u32, pad: u32, size: u32) -> u32 {
+    return select(0u, 1u, at >= pad) | select(0u, 2u, at + 1u - pad < size) | select(0u, 4u, at + 2u - pad < size);
+}
 
 fn row_of(i: u32) -> u32 {
     if (RAGGED) { return min(a_row + i * A_ROWS, dims.m - 1u); }
@@ -51,13 +68,14 @@ fn row_of(i: u32) -> u32 {
 fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     a_row = row0 + own_row(local);
     a_column = local % BK4;
+    pad = vec2<u32>(dims.pad);
+    if (DOUBLED) { pad = vec2<u32>(1u - slice / 2u, 1u - slice % 2u); }
     //: for i in 0..A_LOADS
     {
         let p = place(row_of($iu));
         if (LINEAR) {
-            let lines = select(0u, 1u, p.y >= dims.pad) | 2u | select(0u, 4u, p.y + 2u - dims.pad < dims.in_h);
-            let columns = select(0u, 1u, p.z >= dims.pad) | 2u | select(0u, 4u, p.z + 2u - dims.pad < dims.in_w);
-            places[$i / 4] |= (lines | (columns << 3u)) << ($iu % 4u * 8u);
+            let bits = inside(p.y, pad.x, dims.in_h) | (inside(p.z, pad.y, dims.in_w) << 3u);
+            places[$i / 4] |= bits << ($iu % 4u * 8u);
         } else {
             places[$i] = (p.y << 16u) | p.z;
         }
@@ -66,7 +84,7 @@ fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     tap = vec2<u32>(step % TAPS / KERNEL, step % KERNEL);
     channel4 = step / TAPS * BK4;
     b_column = n4_0 + local % B_RUN;
-    b_at = local / B_RUN * dims.n4;
+    b_at = (local / B_RUN + slice * TAPS * 4u * (dims.x4 + dims.y4)) * dims.n4;
     if (!RAGGED) { b_at += b_column; }
 }
 
@@ -91,7 +109,7 @@ fn load_a(i: u32) -> vec4<f16> {
     if (LINEAR) {
         let inside = places[i / 4u] >> (i % 4u * 8u);
         if (((inside >> tap.x) & (inside >> (3u + tap.y)) & 1u) == 0u) { return vec4<f16>(); }
-        return fetch(row + tap.x * dims.src_w + tap.y - dims.pad * dims.src_w - dims.pad);
+        return fetch(row + (tap.x - pad.x) * dims.src_w + tap.y - pad.y);
     }
     let p = vec3<u32>(row / (dims.out_h * dims.out_w), places[i] >> 16u, places[i] & 0xffffu);
     let t = tap_at(p, tap.x * KERNEL + tap.y);

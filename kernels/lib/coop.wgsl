@@ -1,5 +1,5 @@
 // The main loop of the coop variants: C tile = sum over K of A tile times B tile on matrix units, through workgroup memory.
-// The kernel gives prepare(row0, n4_0, local, step), load_a(i), load_b(i), advance(), steps(), dims.m and dims.n4.
+// The kernel gives prepare(row0, n4_0, local, step), load_a(i), load_b(i), advance(), steps(), row_of_c(row), dims.m and dims.n4.
 // A step is BK deep. Its tiles are fetched into registers while the step before is multiplied: between fetch and use stands
 // a barrier, over which the drivers do not move them back to their use.
 const EDGE: u32 = 16u;          // of a matrix
@@ -12,6 +12,7 @@ const WN: u32 = 64u;
 const B_RUN: u32 = 32u;         // neighbouring groups of four of B that neighbouring threads load
 const B_COLUMNS: u32 = 0u;       // 1: load_b gives four of a column, and its tile holds columns
 const SPLITS: u32 = 1u;         // workgroups that share a tile's steps
+const SLICES: u32 = 1u;         // products of one kind side by side
 const WIDE: bool = false;       // A is f32 and may exceed f16: it is scaled down, and the sums up again
 const RAGGED: bool = false;     // are there rows or columns beyond the matrix in a tile?
 const GROUP: u32 = 8u;          // tiles down before the next column of tiles, so that neighbours share what is cached
@@ -38,6 +39,8 @@ alias MatC = coop_mat16x16<f32, C>;
 
 // Which share of the steps this workgroup has.
 var<private> share: u32;
+// Which of the products side by side it is of.
+var<private> slice: u32;
 
 // Each a multiple of 16 bytes long: matrices are loaded from such addresses.
 var<workgroup> a_tile: array<vec4<f16>, BM * A_ROW>;
@@ -63,6 +66,7 @@ fn own_row(local: u32) -> u32 {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
     share = wid.y;
+    slice = wid.z;
     let tiles_m = (dims.m + BM - 1u) / BM;
     let tiles_n = (dims.n4 + BN4 - 1u) / BN4;
     let band = wid.x / (GROUP * tiles_n);
@@ -139,7 +143,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         let n4 = n4_0 + (wn + $ju * EDGE) / 4u + c;
         if (!RAGGED || (row < dims.m && n4 < dims.n4)) {
             let scale = select(1.0, SCALE, WIDE);
-            store_c(row, n4, c_tile[c_to + r * C_ROW + c] * scale, c_tile[c_to + r * C_ROW + c + 1u] * scale);
+            store_c(row_of_c(row), n4, c_tile[c_to + r * C_ROW + c] * scale, c_tile[c_to + r * C_ROW + c + 1u] * scale);
         }
     }
     workgroupBarrier();

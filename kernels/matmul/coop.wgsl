@@ -20,6 +20,8 @@ var<private> a_at: u32;
 var<private> b_at: u32;
 var<private> b_column: u32;
 
+fn row_of_c(row: u32) -> u32 { return row; }
+
 fn steps() -> u32 { return dims.k4 / BK4; }
 
 fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {

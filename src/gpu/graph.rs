@@ -247,6 +247,11 @@ impl Graph {
         self.add(label, dims, DType::F32, Place::Slot)
     }
 
+    /// New weights that are computed from others.
+    pub fn weights(&mut self, label: &'static str, dims: [u32; 4], dtype: DType) -> Tensor {
+        self.add(label, dims, dtype, Place::Slot)
+    }
+
     /// A tensor in a buffer that outlives the program.
     pub fn bind(&mut self, label: &'static str, buffer: &Buffer, dims: [u32; 4], dtype: DType) -> Tensor {
         let tensor = self.add(label, dims, dtype, Place::Buffer(buffer.clone()));

@@ -7,7 +7,7 @@ use super::config::UNetConfig;
 use crate::error::Result;
 use crate::gpu::{Graph, Tensor};
 use crate::loader::Loader;
-use crate::ops::conv2d::{Taps, conv2d};
+use crate::ops::conv2d::{Taps, conv2d, doubled, fold};
 use crate::ops::group_norm::group_norm;
 use crate::ops::matmul::matmul;
 use crate::ops::repeat::repeat;
@@ -67,6 +67,8 @@ pub struct Ask<'a> {
     pub time: Tensor,
     /// [`UNet::context`] of the prompts.
     pub context: &'a [ContextKv],
+    /// [`UNet::folded`] for this size; empty, and the way up resizes.
+    pub folded: &'a [Option<Tensor>],
     /// Return the mid block's mass per key of that many first images.
     pub mass_of: Option<u32>,
     /// x is one for that many prompts: what comes before the first cross-attention is computed once for all of them. 1 where x has
@@ -207,6 +209,19 @@ impl UNet {
         blocks.map(|block| matmul(g, context, &block.kv, Epilogue::default())).collect()
     }
 
+    /// The weights of the way up's doublings for latents of [h, w], each as [`fold`] has it: none where a size is odd, and what comes is
+    /// not its double. Once per run.
+    pub fn folded(&self, g: &mut Graph, [h, w]: [u32; 2]) -> Vec<Option<Tensor>> {
+        let sizes: Vec<[u32; 2]> = (0..self.up.len()).map(|level| [h, w].map(|n| n.div_ceil(1 << level))).collect();
+        let ups = self.up.iter().filter_map(|up| up.upsample.as_ref());
+        let pairs = sizes.windows(2).rev();
+        let fold = |(conv, pair): (&Conv, &[[u32; 2]])| match pair[0] == pair[1].map(|n| 2 * n) {
+            true => fold(g, conv, pair[1][0] * pair[1][1]),
+            false => None,
+        };
+        ups.zip(pairs).map(fold).collect()
+    }
+
     /// SDXL's addition to the time embedding, [1, 1, P, 4·C] f32, of rows of [`added_input`], [1, 1, P, pooled + 6·time_dim]
     /// f32. Once per prompt; none for models without it.
     pub fn added(&self, g: &mut Graph, input: Tensor) -> Option<Tensor> {
@@ -236,10 +251,11 @@ impl UNet {
     /// # Panics
     /// If prompts share x, but not the rows of time.
     pub fn forward(&self, g: &mut Graph, x: Tensor, ask: &Ask<'_>) -> Output {
-        let Ask { time, context, mass_of, mut share } = *ask;
+        let Ask { time, context, folded, mass_of, mut share } = *ask;
         assert!(share == 1 || time.rows() == 1, "UNet: {share} prompts share x, but time is {:?}", time.dims);
         let time = Some(TimeRows { tensor: time });
         let mut kv = context.iter().copied();
+        let mut folded = folded.iter().copied();
 
         // 1. in
         let mut h = conv2d(g, x, None, &self.conv_in, Taps::same(3), Epilogue::default());
@@ -279,7 +295,10 @@ impl UNet {
             if let (Some(conv), Some(next)) = (&level.upsample, skips.last()) {
                 // To the size of the skip that comes next: where the way down rounded up, this is not twice.
                 let size = [next.height(), next.width()];
-                h = conv2d(g, h, None, conv, Taps::resized(size), Epilogue::default());
+                h = match folded.next().flatten() {
+                    Some(folded) => doubled(g, h, conv, folded, Epilogue::default()),
+                    None => conv2d(g, h, None, conv, Taps::resized(size), Epilogue::default()),
+                };
             }
         }
 

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::gpu::{DType, Graph, Tensor};
 use crate::loader::Loader;
 use crate::ops::attention::{Attention, attention};
-use crate::ops::conv2d::{Taps, conv2d};
+use crate::ops::conv2d::{Taps, conv2d, doubled, fold};
 use crate::ops::group_norm::group_norm;
 use crate::ops::matmul::matmul;
 use crate::ops::{Conv, Epilogue, Linear, Norm};
@@ -160,8 +160,13 @@ impl Decoder {
                 h = resnet.forward(g, h, None, None);
             }
             if let Some(conv) = upsample {
-                let double = [2 * h.height(), 2 * h.width()];
-                h = conv2d(g, h, None, conv, Taps::resized(double), Epilogue::default());
+                h = match fold(g, conv, h.rows()) {
+                    Some(folded) => doubled(g, h, conv, folded, Epilogue::default()),
+                    None => {
+                        let double = [2 * h.height(), 2 * h.width()];
+                        conv2d(g, h, None, conv, Taps::resized(double), Epilogue::default())
+                    }
+                };
             }
         }
         h

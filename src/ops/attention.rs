@@ -280,11 +280,11 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
 const SCORES_BYTES: u64 = 64 << 20;
 
 fn score_shape(a: &Attention, rows: u32) -> Shape {
-    Shape { m: rows, n: a.kv.tokens(), k: a.head_dim, depth: a.head_dim }
+    Shape { m: rows, n: a.kv.tokens(), k: a.head_dim, slices: 1, depth: a.head_dim }
 }
 
 fn value_shape(a: &Attention, rows: u32) -> Shape {
-    Shape { m: rows, n: a.head_dim, k: a.kv.tokens(), depth: a.kv.tokens() }
+    Shape { m: rows, n: a.head_dim, k: a.kv.tokens(), slices: 1, depth: a.kv.tokens() }
 }
 
 /// The VAE's one wide head, where it may be rounded to f16.

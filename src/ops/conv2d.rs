@@ -19,6 +19,7 @@ pub struct Dims {
 static PORTABLE: Source = source!("conv2d/portable.wgsl", "lib/conv.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
 static REGISTER: Source = source!("conv2d/register.wgsl", "lib/rows_each.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
 static SUBGROUP: Source = source!("conv2d/register.wgsl", "lib/rows_shared.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
+static FOLD: Source = source!("conv2d/fold.wgsl", "lib/linear.wgsl");
 static COOP: Source = source!("conv2d/coop.wgsl", "lib/conv.wgsl", "lib/coop.wgsl");
 static TILE: Source = source!("conv2d/tile.wgsl", "lib/conv.wgsl", "lib/tile.wgsl", "lib/epilogue.wgsl");
 
@@ -116,7 +117,7 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let size = |n: u32| (n + taps.pad[0] + taps.pad[1] - kernel) / taps.stride + 1;
     let shape = [batch, size(in_h), size(in_w), n];
     let m = shape[0] * shape[1] * shape[2];
-    let product = Shape { m, n, k, depth: common_divisor(x_channels, y_channels) };
+    let product = Shape { m, n, k, slices: 1, depth: common_divisor(x_channels, y_channels) };
     let dims = Dims { m, n4: n / 4, coop: coop::fits(g, &product, Layout::Rows, [x.dtype, layer.weight.dtype]) };
     let way = format!("{:?} {:?} {kernel} {} {}", x.dtype, layer.weight.dtype, taps.stride, taps.resize.is_some());
     let (variant, cut) = coop::pick(g, ("conv2d", VARIANTS), &dims, &product, &way);
@@ -172,6 +173,65 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
         grid: (variant.grid)(&dims),
         flops: 2 * u64::from(dims.m) * u64::from(n) * u64::from(k),
     });
+    g.picked();
+    out
+}
+
+/// A doubled picture's convolution as [`doubled`] runs it: x has `pixels`, in the graph's element type.
+fn doubled_shape(layer: &Conv, pixels: u32) -> Shape {
+    let [_, _, k, n] = layer.weight.dims;
+    Shape { m: pixels, n, k: k / 9 * 4, slices: 4, depth: k / 9 }
+}
+
+/// Record the weights that [`doubled`] takes, [1, 1, 16·C, C_out] (`kernels/conv2d/fold.wgsl`): from the layer alone, so once is
+/// enough. None where a picture of that many pixels and more would not be doubled on matrix units; then [`conv2d`] resizes.
+pub fn fold(g: &mut Graph, layer: &Conv, pixels: u32) -> Option<Tensor> {
+    let shape = doubled_shape(layer, pixels);
+    let types = [g.dtype, layer.weight.dtype];
+    let wanted = g.forced_variant("conv2d").map_or(!g.caps().is_cpu(), |name| name == "coop");
+    if !wanted || layer.kernel != 3 || !coop::fits(g, &shape, Layout::Rows, types) {
+        return None;
+    }
+    let weight = layer.weight.bind(g);
+    let [_, _, k, n] = weight.dims;
+    let folded = g.weights("folded weights", [1, 1, k / 9 * 16, n], weight.dtype);
+    g.push(Node {
+        op: "conv2d_fold",
+        variant: "portable",
+        kernel: Kernel { source: &FOLD, libs: vec![], head: vec![("weight4", vec4_of(weight.dtype))] },
+        reads: vec![weight],
+        writes: vec![folded],
+        dims: vec![k / 9, n / 4],
+        step: false,
+        grid: linear_grid(folded.len() / 4, 64),
+        flops: folded.len(),
+    });
+    Some(folded)
+}
+
+/// Record a 3x3 convolution of x [B, H, W, C] after doubling by nearest neighbour, with [`fold`]'s weights: [B, 2·H, 2·W, C_out], for 4/9
+/// of the work.
+pub fn doubled(g: &mut Graph, x: Tensor, layer: &Conv, folded: Tensor, epilogue: Epilogue) -> Tensor {
+    let [batch, h, w, c] = x.dims;
+    let shape = doubled_shape(layer, x.rows());
+    assert_eq!([c * 16, shape.n], folded.dims[2..], "conv2d: {:?} with folded weights {:?}", x.dims, folded.dims);
+    assert_residual("conv2d", &epilogue, 4 * shape.m, shape.n);
+    let Some(cut) = coop::pick_cut(g, "conv2d", &shape, &format!("{:?} {:?} doubled", x.dtype, folded.dtype)) else {
+        unreachable!("conv2d: weights were folded for {:?}", x.dims)
+    };
+    let head = vec![
+        ("KERNEL", Value::U32(2)),
+        ("DOUBLED", Value::Bool(true)),
+        ("TWO_SOURCES", Value::Bool(false)),
+        ("RESIZE", Value::Bool(false)),
+        ("LINEAR", Value::Bool(true)),
+    ];
+    let one = 1f32.to_bits();
+    let dims = vec![shape.m, shape.n / 4, h, w, h, w, c / 4, 0, 1, 0, h, w, one, one];
+    let (reads, out) = (vec![x, x, folded], [batch, 2 * h, 2 * w, shape.n]);
+    let (bias, epilogue) = (layer.bias.as_ref(), &epilogue);
+    let product = Product { op: "conv2d", source: &COOP, shape, cut, head, dims, reads, out, epilogue, bias };
+    let out = coop::record(g, product);
     g.picked();
     out
 }

@@ -100,6 +100,8 @@ pub struct Shape {
     pub n: u32,
     /// Depth.
     pub k: u32,
+    /// Products of this size side by side.
+    pub slices: u32,
     /// Every source's channels are multiples of this.
     pub depth: u32,
 }
@@ -140,7 +142,7 @@ impl std::fmt::Display for Cut {
 fn cuts(shape: &Shape, caps: &Caps, units: [u32; 2], layout: Layout, most: u32) -> Vec<Cut> {
     let time = |tile: &Tile, splits: u32| -> u64 {
         let tiles = u64::from(shape.m.div_ceil(tile.bm)) * u64::from(shape.n.div_ceil(tile.bn));
-        let groups = tiles * u64::from(splits);
+        let groups = tiles * u64::from(shape.slices) * u64::from(splits);
         let steps = u64::from((shape.k / tile.bk).div_ceil(splits));
         let units = u64::from(UNITS);
         let (rounds, step) = match tile.beside {
@@ -149,7 +151,7 @@ fn cuts(shape: &Shape, caps: &Caps, units: [u32; 2], layout: Layout, most: u32) 
             _ => (1, tile.alone),
         };
         // Start and end of a tile, and the reduction: its dispatch, and its traffic at 2.5 TB/s.
-        let share = u64::from(shape.m) * u64::from(shape.n) * 8 * u64::from(splits) / 2500;
+        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 2500;
         let reduction = if splits > 1 { 4000 + share } else { 0 };
         rounds * (steps * u64::from(step) + 2500) + reduction
     };
@@ -184,10 +186,19 @@ pub(crate) fn pick<'t, D>(
         }
     }
     let name = |(row, cut): &(&Variant<D>, Option<Cut>)| cut.map_or(row.name.to_owned(), |cut| cut.to_string());
-    let Shape { m, n, k, depth } = shape;
+    let Shape { m, n, k, depth, .. } = shape;
     let key = format!("{op} {form} {m}x{n}x{k} of {depth}");
     let names = ways.iter().map(name).collect();
     ways[g.pick(key, names)]
+}
+
+/// The cut of a product that runs on matrix units alone; none where they do not take it. As [`pick`].
+pub(crate) fn pick_cut(g: &mut Graph, op: &str, shape: &Shape, form: &str) -> Option<Cut> {
+    let mut cuts = cuts(shape, g.caps(), g.caps().coop()?, Layout::Rows, 16);
+    cuts.truncate(TRIED);
+    let Shape { m, n, k, depth, .. } = shape;
+    let names = cuts.iter().map(Cut::to_string).collect::<Vec<_>>();
+    if names.is_empty() { None } else { Some(cuts[g.pick(format!("{op} {form} {m}x{n}x{k} of {depth}"), names)]) }
 }
 
 /// One product to record.
@@ -225,15 +236,17 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     } = product;
     let Some([edge, lanes]) = g.caps().coop() else { unreachable!("{op}: coop on a device without") };
     let stand_in = reads[0];
-    let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, shape.m);
+    let rows = shape.m * shape.slices;
+    let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, rows);
     let result = if epilogue.f32_out { g.activation_f32(op, out) } else { g.activation(op, out) };
-    let shares = (splits > 1).then(|| g.activation_f32("shares of a product", [splits, 1, shape.m, shape.n]));
+    let shares = (splits > 1).then(|| g.activation_f32("shares of a product", [splits, 1, rows, shape.n]));
     let stored = shares.unwrap_or(result);
     let ragged = !shape.m.is_multiple_of(tile.bm) || !shape.n.is_multiple_of(tile.bn);
     head.extend(heads(&tile, edge, lanes, Layout::Rows));
     head.extend([
         ("RAGGED", Value::Bool(ragged)),
         ("SPLITS", Value::U32(splits)),
+        ("SLICES", Value::U32(shape.slices)),
         ("WIDE", Value::Bool(stand_in.dtype == DType::F32)),
         ("elem4", vec4_of(stand_in.dtype)),
         ("weight4", vec4_of(DType::F16)),
@@ -255,8 +268,8 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         writes: vec![stored],
         dims,
         step: false,
-        grid: [tiles, splits, 1],
-        flops: 2 * u64::from(shape.m) * u64::from(shape.n) * u64::from(shape.k),
+        grid: [tiles, splits, shape.slices],
+        flops: 2 * u64::from(rows) * u64::from(shape.n) * u64::from(shape.k),
     });
     let Some(shares) = shares else { return result };
     let types = [("out4", vec4_of(result.dtype)), ("SPLITS", Value::U32(splits))];
@@ -266,10 +279,10 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         kernel: Kernel { source: &REDUCE, libs: vec![], head: [parts, types.to_vec()].concat() },
         reads: vec![shares, bias, residual],
         writes: vec![result],
-        dims: [&[shape.m, shape.n / 4][..], &words].concat(),
+        dims: [&[rows, shape.n / 4][..], &words].concat(),
         step: false,
-        grid: linear_grid(u64::from(shape.m) * u64::from((shape.n / 4).div_ceil(2)), 64),
-        flops: u64::from(splits) * u64::from(shape.m) * u64::from(shape.n),
+        grid: linear_grid(u64::from(rows) * u64::from((shape.n / 4).div_ceil(2)), 64),
+        flops: u64::from(splits) * u64::from(rows) * u64::from(shape.n),
     });
     result
 }

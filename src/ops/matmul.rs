@@ -68,7 +68,7 @@ pub static VARIANTS: &[Variant<Dims>] = &[
 pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> Tensor {
     let [_, _, k, n] = layer.weight.dims;
     assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
-    let shape = Shape { m: a.rows(), n, k, depth: k };
+    let shape = Shape { m: a.rows(), n, k, slices: 1, depth: k };
     let suits = coop::fits(g, &shape, Layout::Rows, [a.dtype, layer.weight.dtype]);
     let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits };
     let form = format!("{:?} {:?} {:?}", a.dtype, layer.weight.dtype, epilogue.activation);

@@ -1,7 +1,7 @@
 //! conv2d against its definition: concatenate, resize, pad, then Σ over taps and channels, then the epilogue.
 
 use scumble::gpu::DType;
-use scumble::ops::conv2d::{Taps, conv2d};
+use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
 use scumble::ops::matmul::TYPES;
 use scumble::ops::{Activation, Conv};
 
@@ -244,6 +244,42 @@ fn half_operands_of_f32_activations() {
             let got = run.finish(&[result]);
             let what = format!("{input:?} times {size:e}");
             check(place, limit(DType::F16), &what, &got[0], &epilogue.reference(&sums));
+        }
+    });
+}
+
+/// Doubling and convolution as four convolutions on the small picture: whole tiles, ragged ones, and shares; f16, and f32 activations
+/// with f16 operands.
+#[test]
+fn matrix_units_after_doubling() {
+    everywhere("conv2d", |place| {
+        if !place.takes(&[DType::F16]) {
+            return;
+        }
+        for dtype in [DType::F16, DType::F32] {
+            for (batch, [h, w], c, n) in [(2, [5, 3], 32, 36), (1, [8, 8], 64, 64), (1, [4, 6], 320, 32)] {
+                let taps = Taps::resized([2 * h, 2 * w]);
+                let case = Case { batch, size: [h, w], channels: [c, 0], out: n, taps, ..BASE };
+                let x = normal(11, [batch, h, w, c], dtype);
+                let none = Host { dims: [batch, h, w, 0], dtype, values: vec![] };
+                let weight = weights(13, 9 * c, n, DType::F16);
+                let (sums, dims) = convolve(&case, &x, &none, &weight);
+                let epilogue =
+                    HostEpilogue::new(Form { residual: true, ..PLAIN }, dims[0] * dims[1] * dims[2], n, dtype);
+                let mut run = place.start(dtype);
+                run.g.operands = DType::F16;
+                let input = run.bind(&x);
+                let layer = Conv { weight: weight.param(&run.gpu), bias: epilogue.own(&run.gpu), kernel: 3 };
+                let bound = epilogue.bind(&mut run, dims);
+                let Some(folded) = fold(&mut run.g, &layer, batch * h * w) else {
+                    assert_ne!(place.variant, "coop", "{case:?} fits matrix units");
+                    continue;
+                };
+                let result = doubled(&mut run.g, input, &layer, folded, bound);
+                assert_eq!((result.dims, result.dtype), (dims, dtype));
+                let got = run.finish(&[result]);
+                check(place, limit(DType::F16), &format!("{dtype:?} {case:?}"), &got[0], &epilogue.reference(&sums));
+            }
         }
     });
 }
