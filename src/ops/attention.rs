@@ -1,7 +1,9 @@
 //! attention: softmax(Q Kᵀ / √d) V, streaming over the keys, and on request the attention mass per key that SAG needs.
 
-use super::coop::{self, Bare, Layout, Shape, mat_types};
-use super::{Variant, choose, source, vec4_of};
+mod products;
+
+use super::coop::mat_types;
+use super::{Variant, candidates, choose, source, vec4_of};
 use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -29,9 +31,6 @@ static PORTABLE: Source = source!("attention/portable.wgsl", "lib/linear.wgsl");
 static REGISTER: Source = source!("attention/register.wgsl", "lib/keys_each.wgsl");
 static SUBGROUP: Source = source!("attention/register.wgsl", "lib/keys_shared.wgsl");
 static COOP: Source = source!("attention/coop.wgsl");
-static SCORES: Source = source!("attention/scores.wgsl", "lib/coop.wgsl");
-static SOFTMAX: Source = source!("attention/softmax.wgsl");
-static VALUES: Source = source!("attention/values.wgsl", "lib/coop.wgsl");
 static TILE: Source = source!("attention/tile.wgsl");
 static MASS: Source = source!("attention/mass.wgsl", "lib/linear.wgsl");
 static MASS_WORKGROUP: Source = source!("attention/mass_workgroup.wgsl");
@@ -61,7 +60,7 @@ pub static VARIANTS: &[Variant<Dims>] = &[
     },
     Variant {
         name: "products",
-        source: &SCORES,
+        source: &products::SCORES,
         needs: |caps| caps.coop().is_some(),
         fits: |d| d.products,
         // Three kernels for each part of the queries: see `products`.
@@ -242,12 +241,20 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
         a.kv_repeat
     );
     assert_eq!(a.q.dtype, a.kv.dtype, "attention: types of q and kv");
-    let dims = Dims { coop: coop_queries(g.caps(), a), products: lse.is_none() && suits_products(g, a), ..dims };
-    let variant = choose(g, "attention", VARIANTS, &dims);
+    let dims = Dims { coop: coop_queries(g.caps(), a), products: lse.is_none() && products::suits(g, a), ..dims };
+    let mut rows = candidates(g, "attention", VARIANTS, &dims);
+    // Heads this wide leave registers in one kernel.
+    rows.sort_by_key(|row| row.name != "products" && dims.products && a.head_dim > 128);
+    let key = format!(
+        "attention {:?} {}x{}x{} {}x{}",
+        a.q.dtype, dims.batch, dims.heads, a.head_dim, dims.queries, dims.keys
+    );
+    let variant = rows[g.pick(key, rows.iter().map(|row| row.name.to_owned()).collect())];
     let [b, h, w, _] = a.q.dims;
     let out = g.activation("attention", [b, h, w, a.heads * a.head_dim]);
     if variant.name == "products" {
-        products(g, a, &dims, out);
+        products::record(g, a, &dims, out);
+        g.picked();
         return out;
     }
     // The kernel declares lse; where nobody asked, it binds four floats that it does not write.
@@ -273,97 +280,8 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
             * u64::from(dims.keys)
             * u64::from(a.head_dim),
     });
+    g.picked();
     out
-}
-
-/// Bytes of the scores that are held at once.
-const SCORES_BYTES: u64 = 64 << 20;
-
-fn score_shape(a: &Attention, rows: u32) -> Shape {
-    Shape { m: rows, n: a.kv.tokens(), k: a.head_dim, slices: 1, depth: a.head_dim }
-}
-
-fn value_shape(a: &Attention, rows: u32) -> Shape {
-    Shape { m: rows, n: a.head_dim, k: a.kv.tokens(), slices: 1, depth: a.kv.tokens() }
-}
-
-/// The VAE's one wide head, where it may be rounded to f16.
-fn suits_products(g: &Graph, a: &Attention) -> bool {
-    let rows = a.q.tokens();
-    let fits = |shape, layout| coop::fits(g, &shape, layout, [a.q.dtype, DType::F16]);
-    let both = fits(score_shape(a, rows), Layout::Columns) && fits(value_shape(a, rows), Layout::Rows);
-    a.heads == 1 && !a.causal && g.operands == DType::F16 && both
-}
-
-/// Scores, their softmax, and the values that it weighs, for as many queries at a time as fit into [`SCORES_BYTES`].
-fn products(g: &mut Graph, a: &Attention, dims: &Dims, out: Tensor) {
-    let (queries, keys) = (dims.queries, dims.keys);
-    let most = (SCORES_BYTES / (u64::from(keys) * 4)).clamp(1, u64::from(queries)) as u32;
-    let most = if most >= 128 { most / 128 * 128 } else { most };
-    let elem = ("elem4", vec4_of(a.q.dtype));
-    let wide = a.q.dtype == DType::F32;
-    let [d4, q_stride4, kv_stride4] = [dims.d4, a.q.channels() / 4, a.kv.channels() / 4];
-    for image in 0..dims.batch {
-        let kv_row = image / a.kv_repeat * keys;
-        for first in (0..queries).step_by(most as usize) {
-            let rows = most.min(queries - first);
-            let scores = g.activation_f32("attention scores", [1, 1, rows, keys]);
-            let (q_row, scale) = (image * queries + first, 1.0 / f64::from(a.head_dim).sqrt());
-            coop::record_bare(
-                g,
-                Bare {
-                    op: "attention",
-                    variant: "products",
-                    source: &SCORES,
-                    shape: score_shape(a, rows),
-                    head: vec![elem.clone()],
-                    dims: vec![
-                        rows,
-                        keys / 4,
-                        d4,
-                        q_row,
-                        q_stride4,
-                        a.q_offset / 4,
-                        kv_row,
-                        kv_stride4,
-                        a.k_offset / 4,
-                        (scale as f32).to_bits(),
-                    ],
-                    reads: vec![a.q, a.kv],
-                    write: scores,
-                    layout: Layout::Columns,
-                    wide,
-                },
-            );
-            let weights = g.operand("attention weights", [1, 1, rows, keys]);
-            g.push(Node {
-                op: "attention",
-                variant: "products",
-                kernel: Kernel { source: &SOFTMAX, libs: vec![], head: vec![("half4", vec4_of(weights.dtype))] },
-                reads: vec![scores],
-                writes: vec![weights],
-                dims: vec![rows, keys / 4],
-                step: false,
-                grid: linear_grid(u64::from(rows), 1),
-                flops: 4 * u64::from(rows) * u64::from(keys),
-            });
-            coop::record_bare(
-                g,
-                Bare {
-                    op: "attention",
-                    variant: "products",
-                    source: &VALUES,
-                    shape: value_shape(a, rows),
-                    head: vec![elem.clone(), ("half4", vec4_of(weights.dtype)), ("out4", vec4_of(out.dtype))],
-                    dims: vec![rows, d4, keys / 4, q_row, kv_row, kv_stride4, a.v_offset / 4],
-                    reads: vec![weights, a.kv],
-                    write: out,
-                    layout: Layout::Rows,
-                    wide,
-                },
-            );
-        }
-    }
 }
 
 /// Queries of a workgroup on matrix units, or 0 where they do not suit: blocks of keys and values must fit beside the

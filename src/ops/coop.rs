@@ -324,8 +324,8 @@ pub(crate) fn record_bare(g: &mut Graph, product: Bare) {
         writes: vec![write],
         dims,
         step: false,
-        grid: [tiles, 1, 1],
-        flops: 2 * u64::from(shape.m) * u64::from(shape.n) * u64::from(shape.k),
+        grid: [tiles, 1, shape.slices],
+        flops: 2 * u64::from(shape.m * shape.slices) * u64::from(shape.n) * u64::from(shape.k),
     });
 }
 

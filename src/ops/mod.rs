@@ -109,8 +109,8 @@ macro_rules! source {
     ($path:literal $(, $lib:literal)*) => {
         crate::gpu::kernel::Source {
             path: $path,
-            text: include_str!(concat!("../../kernels/", $path)),
-            libs: &[$(($lib, include_str!(concat!("../../kernels/", $lib)))),*],
+            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $path)),
+            libs: &[$(($lib, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/", $lib)))),*],
         }
     };
 }

@@ -229,6 +229,24 @@ fn a_wide_head_of_f32_activations() {
     });
 }
 
+/// Many wide heads of few tokens as products; a prompt's keys for several images.
+#[test]
+fn matrix_units_for_wide_heads() {
+    everywhere("attention", |place| {
+        if !place.takes(&[DType::F16]) || place.variant != "products" {
+            return;
+        }
+        let cases = [
+            Case::fused(2, 64, 2, 160, DType::F16),
+            Case::fused(1, 96, 3, 96, DType::F16),
+            Case::cross(4, 45, 96, 2, 160, 2, DType::F16),
+        ];
+        for case in cases {
+            assert!(check_case(place, &case), "fits the products");
+        }
+    });
+}
+
 /// Scores so large that exp without the running maximum overflows, and so small that all weights underflow.
 #[test]
 fn large_scores() {
