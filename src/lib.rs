@@ -33,6 +33,8 @@ pub mod schedule;
 pub mod text;
 mod tiles;
 
+pub mod bench;
+
 pub mod checkpoint;
 pub mod files;
 pub mod loader;

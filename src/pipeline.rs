@@ -141,7 +141,7 @@ impl Pipeline {
         let mut tuned = |done, trials| observe(Progress::Tuned { done, trials });
         let tune = request.autotune.then_some(&mut tuned as &mut Observe<'_>);
         let mut sampling = Sampling::new(&self.gpu, &unet, self.dtype, &job, &text, &given, &unit, tune).await?;
-        sampling.start(&job, &given, &unit, self.schedule.start_scale(job.sigmas[0]));
+        sampling.start(&job, &given, &unit, self.start_scale(&job));
         timings.prepare = ms(since);
 
         // the loop
@@ -230,8 +230,13 @@ impl Pipeline {
         Ok(Job { shape, passes, sigmas, recording, calls, timesteps, sees_masks, masked })
     }
 
+    /// What the start noise is multiplied by.
+    pub(crate) fn start_scale(&self, job: &Job) -> f32 {
+        self.schedule.start_scale(job.sigmas[0])
+    }
+
     /// Prompts to the context, the text encoders loaded for it if they are not.
-    async fn text(&self, request: &Request, passes: Passes, profile: Option<&mut Profile>) -> Result<Text> {
+    pub(crate) async fn text(&self, request: &Request, passes: Passes, profile: Option<&mut Profile>) -> Result<Text> {
         let mut loaded = Vec::new();
         let texts = self.model.texts()?;
         let prompts: Vec<&str> = passes.of_prompts(&request.negative_prompt, &request.prompt);
@@ -299,7 +304,7 @@ impl Pipeline {
         Ok(given)
     }
 
-    async fn unet(&self) -> Result<Lent<'_, crate::model::unet::UNet>> {
+    pub(crate) async fn unet(&self) -> Result<Lent<'_, crate::model::unet::UNet>> {
         match &self.resident {
             Some(networks) => Ok(Lent::Resident(&networks.unet)),
             None => Ok(Lent::Loaded(Box::new(load_unet(&self.gpu, &self.model, self.dtype, Mode::Load).await?.0))),

@@ -16,6 +16,7 @@ use scumble::ops::attention::{Attention, attention, attention_with_mass};
 use scumble::ops::blend::{Kept, blend};
 use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
 use scumble::ops::degrade::degrade;
+use scumble::ops::fma::fma;
 use scumble::ops::group_norm::group_norm;
 use scumble::ops::guidance::{Degraded, guidance};
 use scumble::ops::layer_norm::layer_norm;
@@ -204,6 +205,9 @@ impl Recorder<'_> {
         time_embedding(&mut self.g, times, &table, rows, true);
         time_embedding(&mut self.g, times, &table, rows, false);
         take(&mut self.g, x);
+        let factors = f32s(&mut self.g, [1, 1, 1, 256]);
+        let dtype = self.g.dtype;
+        fma(&mut self.g, factors, dtype, 64, 8);
     }
 
     /// What the loader runs: every type of a file to the type of these weights, with a LoRA and without.

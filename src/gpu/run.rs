@@ -349,6 +349,48 @@ impl Program {
     }
 }
 
+impl Program {
+    /// Milliseconds of `times` runs after each other in one pass, with slot 0 of the scalars: between timestamps, or where the device has
+    /// none from submission to the end. [`Program::prepare`] must have seen these arguments.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub async fn time(&self, arguments: &[&Buffer], steps: &Steps, times: usize) -> Result<f64> {
+        let gpu = &self.gpu;
+        let device = &gpu.inner.device;
+        let mut recording = gpu.record(false);
+        let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 };
+        let queries = gpu.caps().timestamps.then(|| device.create_query_set(&descriptor));
+        if let Some(query_set) = &queries {
+            let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
+                query_set,
+                beginning_of_pass_write_index: Some(0),
+                end_of_pass_write_index: Some(1),
+            });
+            drop(recording.pass.take());
+            let descriptor = wgpu::ComputePassDescriptor { label: Some("timed"), timestamp_writes };
+            recording.pass = Some(recording.encoder.begin_compute_pass(&descriptor).forget_lifetime());
+        }
+        for _ in 0..times {
+            recording.run(self, arguments, steps, 0);
+        }
+        drop(recording.pass.take());
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let resolved = gpu.create_buffer("timestamps", 16, usage).await?;
+        if let Some(queries) = &queries {
+            recording.encoder.resolve_query_set(queries, 0..2, resolved.raw(), 0);
+        }
+        let since = web_time::Instant::now();
+        gpu.inner.queue.submit([recording.encoder.finish()]);
+        gpu.wait().await?;
+        if queries.is_none() {
+            return Ok(since.elapsed().as_secs_f64() * 1e3);
+        }
+        let ticks: Vec<u64> = resolved.read(2).await?;
+        Ok(ticks[1].saturating_sub(ticks[0]) as f64 * f64::from(gpu.inner.queue.get_timestamp_period()) / 1e6)
+    }
+}
+
 /// One step being encoded: any number of programs, one pass, one submit.
 pub struct Recording {
     gpu: Gpu,

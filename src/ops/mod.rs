@@ -10,6 +10,7 @@ pub mod blend;
 pub mod conv2d;
 pub mod coop;
 pub mod degrade;
+pub mod fma;
 pub mod group_norm;
 pub mod guidance;
 pub mod layer_norm;

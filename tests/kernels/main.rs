@@ -12,6 +12,7 @@ mod blend;
 mod conv2d;
 mod degrade;
 mod epilogue;
+mod fma;
 mod group_norm;
 mod guidance;
 mod layer_norm;

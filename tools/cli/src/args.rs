@@ -29,6 +29,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Run one part on given tensors, to hold it against PyTorch
     Probe(ProbeArgs),
+    /// Throughput of kernels, steps and pictures, and the share of the device's measured limits
+    Bench(Box<BenchArgs>),
 }
 
 /// Options of generate and compare.
@@ -216,6 +218,54 @@ pub struct InfoArgs {
     pub device: DeviceArgs,
 }
 
+/// Options of bench.
+#[derive(clap::Args)]
+pub struct BenchArgs {
+    /// Every heavy op at every shape of SD 1.5, SDXL and the VAE, checked, then timed
+    #[arg(long)]
+    pub kernels: bool,
+    /// Denoising steps: one pass, CFG, CFG and SAG, for each batch size
+    #[arg(long)]
+    pub step: bool,
+    /// Pictures: prompt to pixels [default without any of the three: all of them]
+    #[arg(long)]
+    pub image: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Pixels, a multiple of 8 [default: the model's own]
+    #[arg(long, allow_hyphen_values = true, value_name = "W")]
+    pub width: Option<i64>,
+    /// Pixels, a multiple of 8 [default: the model's own]
+    #[arg(long, allow_hyphen_values = true, value_name = "H")]
+    pub height: Option<i64>,
+    /// Batch sizes of --step, with commas [default: 1,2,4,8]; the first is that of --kernels [default: the network's own]
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_name = "N,..")]
+    pub batch: Vec<i64>,
+    /// Steps of a picture
+    #[arg(long, default_value_t = 20, allow_hyphen_values = true, value_name = "N")]
+    pub steps: i64,
+    /// Pictures after the first
+    #[arg(long, default_value_t = 5, allow_hyphen_values = true, value_name = "N")]
+    pub repeats: i64,
+    /// Shapes of --kernels: sd15, sdxl, vae [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,..")]
+    pub shapes: Vec<String>,
+    /// Only ops of --kernels whose name holds this, like `conv 3x3` or `attention`
+    #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
+    pub filter: String,
+    /// Time for the samples of one op
+    #[arg(long, default_value_t = 0.2, allow_hyphen_values = true, value_name = "X")]
+    pub seconds: f64,
+    /// Before --step and --image, measure which kernels are fastest for this model and size here, and keep the result
+    #[arg(long)]
+    pub autotune: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
 /// Options of probe.
 #[derive(clap::Args)]
 pub struct ProbeArgs {
@@ -343,7 +393,8 @@ pub enum Part {
 
 /// `scumble PROMPT …` is `scumble generate PROMPT …`.
 pub fn with_default_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    const KNOWN: &[&str] = &["generate", "compare", "info", "probe", "help", "-h", "--help", "-V", "--version"];
+    const KNOWN: &[&str] =
+        &["generate", "compare", "info", "probe", "bench", "help", "-h", "--help", "-V", "--version"];
     let mut args: Vec<OsString> = args.collect();
     if args.get(1).is_some_and(|first| !KNOWN.iter().any(|known| first == known)) {
         args.insert(1, "generate".into());

@@ -1,6 +1,7 @@
 //! The scumble command: a face over the library's public API. It blocks, prints, and turns errors into one line.
 
 mod args;
+mod bench;
 mod compare;
 mod generate;
 mod info;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Probe(args) => probe::run(&args.part),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -228,6 +228,58 @@ fn what_is_kept_between_runs_may_be_damaged_or_deleted() {
 }
 
 #[test]
+fn bench_tells_rates_and_shares_of_what_it_checked() {
+    let folder = temp();
+    let f = folder.path();
+    let run = |args: &[&str]| -> serde_json::Value {
+        let out = scumble(f, args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).expect("one JSON object on stdout")
+    };
+    let args = ["bench", "--kernels", "--shapes", "sd15", "--filter", "1280x64", "--seconds", "0", "--json"];
+    let kernels = &run(&args)["kernels"];
+    assert!(
+        kernels["limits"]["copy_gb_s"].as_f64() > Some(0.0) && kernels["limits"]["product_tflops"].as_f64() > Some(0.0)
+    );
+    let rows = kernels["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 3, "group norm with and without SiLU, layer norm: {rows:?}");
+    for row in rows {
+        let times = &row["times"];
+        assert!(
+            times["median_ms"].as_f64() >= times["min_ms"].as_f64() && times["min_ms"].as_f64() > Some(0.0),
+            "{row}"
+        );
+        assert!(
+            row["gb_s"].as_f64() > Some(0.0) && row["share"].as_f64() > Some(0.0) && row["error"].as_f64() < Some(1e-4)
+        );
+    }
+    let args = [
+        "bench",
+        "--step",
+        "--image",
+        "--batch",
+        "1",
+        "--width",
+        "64",
+        "--height",
+        "40",
+        "--steps",
+        "1",
+        "--repeats",
+        "1",
+    ];
+    let found = run(&[&args[..], &["--json"]].concat());
+    let rows = found["step"]["rows"].as_array().expect("rows");
+    let dispatches: Vec<_> = rows.iter().map(|row| row["dispatches"].as_u64()).collect();
+    assert!(rows.len() == 3 && dispatches[2] > dispatches[1] && dispatches[1] >= dispatches[0], "{dispatches:?}");
+    assert!(rows.iter().all(|row| row["ops"].as_array().is_some_and(|ops| ops.len() > 10)));
+    assert!(found["image"]["times"]["median_ms"].as_f64() > Some(0.0));
+    fails(f, &["bench", "--kernels", "--filter", "no such op"], &["--filter", "no such op"]);
+    fails(f, &["bench", "--kernels", "--shapes", "sd3"], &["--shapes", "sd15, sdxl, vae", "sd3"]);
+    fails(f, &["bench", "--step", "--batch", "0"], &["batch", "1 to 1024", "0"]);
+}
+
+#[test]
 fn a_long_prompt_is_read_to_its_end() {
     let folder = temp();
     let prompt = "fox ".repeat(10_000);
