@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::cache::Cache;
@@ -22,6 +22,9 @@ pub struct GpuOptions {
     /// A folder in which compiled pipelines and tuned choices are kept from run to run, one folder in it for each adapter and
     /// driver. It is made when there is something to keep, and safe to delete. `None`: nothing is kept.
     pub cache: Option<PathBuf>,
+    /// Build every kernel with all of wgpu's runtime checks: indices clamped, loops bounded, divisions guarded, workgroup memory zeroed.
+    /// Slower; the results are the same, unless a kernel has a fault.
+    pub checked: bool,
     /// Kernel variants forced by name, `(op, variant)`, to bisect a fault: `("conv2d", "portable")`.
     pub variants: Vec<(String, String)>,
 }
@@ -40,6 +43,8 @@ pub(super) struct Inner {
     pub cache: Option<Cache>,
     /// The way that tuning chose for what was asked.
     pub choices: Mutex<BTreeMap<String, String>>,
+    /// Build kernels with all runtime checks.
+    pub checked: bool,
     variants: BTreeMap<String, String>,
     lost: Arc<Mutex<Option<String>>>,
     live_bytes: Mutex<Live>,
@@ -110,7 +115,7 @@ impl Gpu {
             ))
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(refused)?;
-        let gpu = Self::wrap(device, queue, caps, &options.variants, options.cache.as_deref())?;
+        let gpu = Self::wrap(device, queue, caps, options)?;
         let lost = gpu.inner.lost.clone();
         gpu.inner.device.set_device_lost_callback(move |_, message| {
             lock(&lost).get_or_insert(message);
@@ -130,20 +135,14 @@ impl Gpu {
     /// [`Error::Invalid`] if `variants` names an unknown op or variant.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue, variants: &[(String, String)]) -> Result<Gpu> {
         let caps = Caps::new(&device.adapter_info(), device.features(), &device.limits());
-        Self::wrap(device, queue, caps, variants, None)
+        Self::wrap(device, queue, caps, &GpuOptions { variants: variants.to_vec(), ..Default::default() })
     }
 
-    fn wrap(
-        device: wgpu::Device,
-        queue: wgpu::Queue,
-        caps: Caps,
-        variants: &[(String, String)],
-        cache: Option<&Path>,
-    ) -> Result<Gpu> {
-        for (op, variant) in variants {
+    fn wrap(device: wgpu::Device, queue: wgpu::Queue, caps: Caps, options: &GpuOptions) -> Result<Gpu> {
+        for (op, variant) in &options.variants {
             crate::ops::check_variant(op, variant)?;
         }
-        let cache = cache.map(|dir| Cache::open(dir, &caps, &device));
+        let cache = options.cache.as_ref().map(|dir| Cache::open(dir, &caps, &device));
         let choices = Mutex::new(cache.as_ref().map(Cache::choices).unwrap_or_default());
         let inner = Inner {
             device,
@@ -152,7 +151,8 @@ impl Gpu {
             pipelines: Mutex::default(),
             cache,
             choices,
-            variants: variants.iter().cloned().collect(),
+            checked: options.checked,
+            variants: options.variants.iter().cloned().collect(),
             lost: Arc::default(),
             live_bytes: Mutex::default(),
         };

@@ -102,9 +102,10 @@ impl Kernel {
         unroll(lines)
     }
 
-    /// What tells this kernel from others, without its text.
-    fn key(&self) -> String {
-        let mut key: String = self.files().flat_map(|(path, _)| [path, " "]).collect();
+    /// What tells this kernel, built with checks or without, from others, without its text.
+    fn key(&self, checked: bool) -> String {
+        let mut key = String::from(if checked { "checked " } else { "" });
+        key.extend(self.files().flat_map(|(path, _)| [path, " "]));
         for (name, value) in &self.head {
             key.push_str(&declaration(name, value));
         }
@@ -168,17 +169,17 @@ pub struct Pipeline {
 pub const STEP_SLOT: u64 = 256;
 
 impl Gpu {
-    /// A compiled kernel; compiled here and now where [`Gpu::compile`] did not.
+    /// A compiled kernel, with all runtime checks if `checked`; compiled here and now where [`Gpu::compile`] did not.
     ///
     /// # Errors
     /// [`Error::Device`] with the kernel's file and line if the compiler refuses it.
-    pub(super) async fn pipeline(&self, kernel: &Kernel, interface: Interface) -> Result<Arc<Pipeline>> {
-        let key = kernel.key();
+    pub(super) async fn pipeline(&self, kernel: &Kernel, interface: Interface, checked: bool) -> Result<Arc<Pipeline>> {
+        let key = kernel.key(checked);
         let found = lock(&self.inner.pipelines).get(&key).cloned();
         match found {
             Some(found) => Ok(found),
             None => {
-                let pipeline = Arc::new(self.compile_one(kernel, interface).await?);
+                let pipeline = Arc::new(self.compile_one(kernel, interface, checked).await?);
                 lock(&self.inner.pipelines).insert(key, pipeline.clone());
                 Ok(pipeline)
             }
@@ -191,12 +192,16 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::pipeline`].
     #[cfg(not(target_arch = "wasm32"))]
-    pub(super) fn compile<'k>(&self, kernels: impl Iterator<Item = (&'k Kernel, Interface)>) -> Result<()> {
+    pub(super) fn compile<'k>(
+        &self,
+        kernels: impl Iterator<Item = (&'k Kernel, Interface)>,
+        checked: bool,
+    ) -> Result<()> {
         let mut wanted = BTreeMap::new();
         {
             let known = lock(&self.inner.pipelines);
             for (kernel, interface) in kernels {
-                let key = kernel.key();
+                let key = kernel.key(checked);
                 if !known.contains_key(&key) {
                     wanted.insert(key, (kernel, interface));
                 }
@@ -208,7 +213,7 @@ impl Gpu {
         let work = || {
             while let Some((key, (kernel, interface))) = { lock(&queue).next() } {
                 // Native wgpu answers at once; what it would not is left to `pipeline`.
-                match now(self.compile_one(kernel, interface)) {
+                match now(self.compile_one(kernel, interface, checked)) {
                     Some(Ok(pipeline)) => drop(lock(&self.inner.pipelines).insert(key, Arc::new(pipeline))),
                     Some(Err(error)) => drop(lock(&failed).get_or_insert(error)),
                     None => {}
@@ -227,19 +232,19 @@ impl Gpu {
     /// # Errors
     /// None.
     #[cfg(target_arch = "wasm32")]
-    pub(super) fn compile<'k>(&self, _: impl Iterator<Item = (&'k Kernel, Interface)>) -> Result<()> {
+    pub(super) fn compile<'k>(&self, _: impl Iterator<Item = (&'k Kernel, Interface)>, _: bool) -> Result<()> {
         Ok(())
     }
 
     /// In a validation scope, which is the thread's own.
-    async fn compile_one(&self, kernel: &Kernel, interface: Interface) -> Result<Pipeline> {
+    async fn compile_one(&self, kernel: &Kernel, interface: Interface, checked: bool) -> Result<Pipeline> {
         let text = kernel.compose(Dialect::HERE);
         let device = &self.inner.device;
         let (module, pipeline, error) = {
             let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-            let module = create_module(device, kernel, &text);
+            let module = create_module(device, kernel, &text, checked);
             let cache = self.inner.cache.as_ref().and_then(|cache| cache.pipelines.as_ref());
-            let pipeline = create_pipeline(device, kernel, interface, &module, cache);
+            let pipeline = create_pipeline(device, kernel, interface, &module, (cache, checked));
             (module, pipeline, scope.pop())
         };
         let Some(error) = error.await else { return Ok(pipeline) };
@@ -261,11 +266,14 @@ fn now<T>(future: impl Future<Output = T>) -> Option<T> {
 }
 
 #[allow(unsafe_code)]
-fn create_module(device: &wgpu::Device, kernel: &Kernel, text: &str) -> wgpu::ShaderModule {
+fn create_module(device: &wgpu::Device, kernel: &Kernel, text: &str, checked: bool) -> wgpu::ShaderModule {
     let descriptor = wgpu::ShaderModuleDescriptor {
         label: Some(kernel.source.path),
         source: wgpu::ShaderSource::Wgsl(Cow::Borrowed(text)),
     };
+    if checked {
+        return device.create_shader_module(descriptor);
+    }
     // SAFETY: our kernels guard every index by their dims and bound every loop (tests run each against a reference, and
     // the kernel-text test composes all of them); the checks left out cost up to a third of a short kernel.
     unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
@@ -276,7 +284,7 @@ fn create_pipeline(
     kernel: &Kernel,
     interface: Interface,
     module: &wgpu::ShaderModule,
-    cache: Option<&wgpu::PipelineCache>,
+    (cache, checked): (Option<&wgpu::PipelineCache>, bool),
 ) -> Pipeline {
     let entry = |binding: usize, ty, dynamic| wgpu::BindGroupLayoutEntry {
         binding: binding as u32,
@@ -308,7 +316,7 @@ fn create_pipeline(
         entry_point: Some("main"),
         // The kernels write workgroup memory before they read it.
         compilation_options: wgpu::PipelineCompilationOptions {
-            zero_initialize_workgroup_memory: false,
+            zero_initialize_workgroup_memory: checked,
             ..Default::default()
         },
         cache,
@@ -357,8 +365,58 @@ mod tests {
         static BROKEN: Source = Source { path: "op/broken.wgsl", text: "// Broken.\n\nfn main( {}\n", libs: &[] };
         let gpu = pollster::block_on(Gpu::noop(&super::super::noop::NoopProfile::BROWSER)).expect("noop");
         let kernel = Kernel { source: &BROKEN, libs: vec![], head: vec![] };
-        let error = pollster::block_on(gpu.pipeline(&kernel, Interface { reads: 0, writes: 1, step: false }));
+        let error = pollster::block_on(gpu.pipeline(&kernel, Interface { reads: 0, writes: 1, step: false }, false));
         let text = error.err().map(|e| e.to_string()).unwrap_or_default();
         assert!(text.contains("kernels/op/broken.wgsl:3"), "{text}");
+    }
+
+    /// An index out of range and a division by zero do what WGSL says where checks are on. (Without them anything may happen, so that is
+    /// not run.)
+    #[test]
+    fn checks_are_there_when_asked_for() {
+        use crate::gpu::graph::{Graph, Node};
+        use crate::gpu::{DType, GpuOptions, Program};
+        use pollster::block_on;
+
+        static FAULTY: Source = Source {
+            path: "op/faulty.wgsl",
+            text: "struct Dims { at: u32 }
+                @group(0) @binding(0) var<storage, read_write> out: array<u32>;
+                @group(0) @binding(1) var<uniform> dims: Dims;
+                var<workgroup> four: array<u32, 4>;
+                @compute @workgroup_size(1)
+                fn main() {
+                    four[3] = 7u;
+                    workgroupBarrier();
+                    out[0] = four[dims.at];
+                    out[1] = 8u / (dims.at - 1000000u);
+                    out[2] = four[0];
+                }",
+            libs: &[],
+        };
+        let options = GpuOptions { checked: true, ..Default::default() };
+        let gpu = block_on(Gpu::open(&options)).expect("a GPU or a software device");
+        let mut g = Graph::new(&gpu, DType::F32);
+        let out = g.activation_f32("out", [1, 1, 1, 4]);
+        g.push(Node {
+            op: "faulty",
+            variant: "portable",
+            kernel: Kernel { source: &FAULTY, libs: vec![], head: vec![] },
+            reads: vec![],
+            writes: vec![out],
+            dims: vec![1_000_000],
+            step: false,
+            grid: [1, 1, 1],
+            flops: 0,
+        });
+        let buffer = block_on(gpu.upload("out", &[9u32; 4])).expect("a buffer");
+        g.keep(out, &buffer);
+        let program = block_on(Program::new(&gpu, g)).expect("compiled");
+        let steps = block_on(gpu.steps(&[0u32])).expect("scalars");
+        let mut recording = gpu.record(false);
+        recording.run(&program, &[], &steps, 0);
+        block_on(recording.submit(None)).expect("run");
+        // The index stops at the end, x / 0 is x, and workgroup memory begins with zeros.
+        assert_eq!(block_on(buffer.read::<u32>(4)).expect("read"), [7, 8, 0, 9]);
     }
 }

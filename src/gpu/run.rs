@@ -178,6 +178,7 @@ pub struct Program {
     dims: Buffer,
     ready: Vec<Ready>,
     groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
+    checked: bool,
 }
 
 /// Lifetimes of a graph's planned tensors, and which tensor each belongs to.
@@ -256,19 +257,38 @@ impl Program {
             words[offset as usize / 4..][..node.dims.len()].copy_from_slice(&node.dims);
         }
         dims.write(&words);
-        let mut program =
-            Program { gpu: gpu.clone(), graph, plan, slot_of, slots, dims, ready: Vec::new(), groups: HashMap::new() };
-        gpu.compile(program.graph.nodes.iter().map(|node| (&node.kernel, node.interface())))?;
-        for (at, &offset) in offsets.iter().enumerate() {
-            let node = &program.graph.nodes[at];
-            let pipeline = gpu.pipeline(&node.kernel, node.interface()).await?;
-            let group = match program.has_arguments(node) {
-                true => None,
-                false => Some(program.bind_group(at, offset, &pipeline, &[]).await?),
-            };
-            program.ready.push(Ready { pipeline, group });
-        }
+        let (gpu, checked) = (gpu.clone(), gpu.inner.checked);
+        let (ready, groups) = Default::default();
+        let mut program = Program { gpu, graph, plan, slot_of, slots, dims, ready, groups, checked };
+        program.compile().await?;
         Ok(program)
+    }
+
+    /// The same program, its kernels built with all of wgpu's runtime checks: what it computes must be the same.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub async fn with_checks(mut self) -> Result<Program> {
+        self.checked = true;
+        self.compile().await?;
+        Ok(self)
+    }
+
+    async fn compile(&mut self) -> Result<()> {
+        let offsets = dims_offsets(&self.graph, self.gpu.caps().uniform_alignment).0;
+        self.gpu.compile(self.graph.nodes.iter().map(|node| (&node.kernel, node.interface())), self.checked)?;
+        self.ready.clear();
+        self.groups.clear();
+        for (at, &offset) in offsets.iter().enumerate() {
+            let node = &self.graph.nodes[at];
+            let pipeline = self.gpu.pipeline(&node.kernel, node.interface(), self.checked).await?;
+            let group = match self.has_arguments(node) {
+                true => None,
+                false => Some(self.bind_group(at, offset, &pipeline, &[]).await?),
+            };
+            self.ready.push(Ready { pipeline, group });
+        }
+        Ok(())
     }
 
     /// Bytes of the planned slots.

@@ -5,7 +5,7 @@ use scumble::ops::attention::{Attention, attention};
 
 use crate::compare::{check, limit};
 use crate::harness::{Place, everywhere};
-use crate::values::{Host, normal};
+use crate::values::{Draws, Host, normal};
 
 /// Attention with the host tensors it reads: what the ops' `Attention` says, in plain numbers.
 pub struct Case {
@@ -258,5 +258,21 @@ fn large_scores() {
         }
         case.kv = case.q.clone();
         check_case(place, &case);
+    });
+}
+
+#[test]
+fn ragged_shapes() {
+    everywhere("attention", |place| {
+        for mut draw in Draws::cases(3) {
+            let dtype = draw.pick(&place.activations().collect::<Vec<_>>());
+            let (heads, head_dim) = (draw.of(1, 5), draw.pick(&[8, 40, 64, 160]));
+            let (batch, tokens) = (draw.of(1, 3), draw.of(1, 150));
+            let case = match draw.of(0, 1) {
+                0 => Case::fused(batch, tokens, heads, head_dim, dtype),
+                _ => Case::cross(2 * batch, tokens, draw.of(1, 200), heads, head_dim, draw.pick(&[1, 2]), dtype),
+            };
+            check_case(place, &case);
+        }
     });
 }

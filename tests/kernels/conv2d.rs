@@ -8,7 +8,7 @@ use scumble::ops::{Activation, Conv};
 use crate::compare::{check, limit};
 use crate::epilogue::{Bias, Form, HostEpilogue, PLAIN};
 use crate::harness::{Place, everywhere};
-use crate::values::{Host, normal, weights};
+use crate::values::{Draws, Host, normal, weights};
 
 /// One convolution: x [batch, h, w, c] and y [batch, h, w, c2] (none if 0) to `out` channels.
 #[derive(Clone, Copy, Debug)]
@@ -300,5 +300,28 @@ fn epilogues() {
             check_case(place, F32, Case { batch: 2, size: [7, 5], form, ..BASE });
         }
         check_case(place, F16, Case { form: Form { residual: true, ..PLAIN }, ..BASE });
+    });
+}
+
+#[test]
+fn ragged_shapes() {
+    everywhere("conv2d", |place| {
+        for mut draw in Draws::cases(2) {
+            let types = draw.pick(TYPES);
+            let unit = draw.pick(&[4, 32]);
+            let channels = [unit * draw.of(1, 3), if draw.of(0, 2) == 0 { unit * draw.of(1, 2) } else { 0 }];
+            let size = [draw.of(1, 19), draw.of(1, 19)];
+            let twice = |n: u32| (2 * n - 1).max(2);
+            let resized = [twice(size[0]) + draw.of(0, 1), twice(size[1]) + draw.of(0, 1)];
+            let (kernel, taps) = match draw.of(0, 4) {
+                0 => (1, Taps::same(1)),
+                1 => (3, Taps::half()),
+                2 if size[0] > 1 && size[1] > 1 => (3, Taps::half_after()),
+                3 => (3, Taps::resized(resized)),
+                _ => (3, Taps::same(3)),
+            };
+            let (batch, out) = (draw.of(1, 3), 4 * draw.of(1, 20));
+            check_case(place, types, Case { batch, size, channels, out, kernel, taps, form: PLAIN });
+        }
     });
 }

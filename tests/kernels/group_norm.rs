@@ -6,7 +6,7 @@ use scumble::ops::group_norm::group_norm;
 use crate::compare::{F32_LARGE_MEAN, Limit, check, limit};
 use crate::epilogue::silu;
 use crate::harness::{Place, everywhere};
-use crate::values::{Host, HostNorm, normal_at};
+use crate::values::{Draws, Host, HostNorm, normal_at};
 
 /// One norm of x [.., channels[0]] and y [.., channels[1]] (none if 0).
 #[derive(Clone, Copy, Debug)]
@@ -132,4 +132,19 @@ fn a_large_mean_does_not_cancel() {
 #[test]
 fn a_large_spread_does_not_overflow() {
     all_norms(|place| check_types(place, Case { mean: 100.0, deviation: 8000.0, ..BASE }));
+}
+
+#[test]
+fn ragged_shapes() {
+    all_norms(|place| {
+        for mut draw in Draws::cases(4) {
+            // Groups of any width, whole fours of channels in each source.
+            let groups = draw.pick(&[1, 2, 4, 8, 32]);
+            let channels = (groups * draw.of(1, 6)).next_multiple_of(4) * 4;
+            let all = if channels % groups == 0 { channels } else { channels * groups };
+            let second = if all > 4 && draw.of(0, 1) == 1 { 4 * draw.of(1, all / 4 - 1) } else { 0 };
+            let size = [draw.of(1, 3), draw.of(1, 33), draw.of(1, 33)];
+            check_types(place, Case { size, channels: [all - second, second], groups, ..BASE });
+        }
+    });
 }

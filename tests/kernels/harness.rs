@@ -9,7 +9,7 @@ use pollster::block_on;
 use scumble::gpu::{Buffer, Caps, DType, DeviceKind, Gpu, GpuOptions, Graph, Program, Tensor};
 use scumble::ops::{Row, tables};
 
-use crate::values::Host;
+use crate::values::{GUARD, Host};
 
 /// A device with one variant of an op forced.
 pub struct Place {
@@ -78,9 +78,6 @@ fn open(variant: &'static str) -> Gpu {
     let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants, ..Default::default() };
     block_on(Gpu::open(&options)).expect("a GPU or a software device (lavapipe) to run the kernels on")
 }
-
-/// Elements after a tensor's end that must keep their poison.
-const GUARD: usize = 32;
 
 /// A recording with the buffers of its results.
 pub struct Run {
@@ -161,13 +158,26 @@ impl Run {
         let program = block_on(Program::new(&gpu, self.g)).unwrap_or_else(|e| panic!("{e}"));
         let count = steps.len();
         let steps = block_on(gpu.steps(steps)).unwrap_or_else(|e| panic!("{e}"));
-        for step in 0..count {
-            let mut recording = gpu.record(false);
-            recording.run(&program, &[], &steps, step);
-            block_on(recording.submit(None)).unwrap_or_else(|e| panic!("{e}"));
+        let run = |program: &Program| -> Vec<Vec<f64>> {
+            for step in 0..count {
+                let mut recording = gpu.record(false);
+                recording.run(program, &[], &steps, step);
+                block_on(recording.submit(None)).unwrap_or_else(|e| panic!("{e}"));
+            }
+            let buffer = |tensor: &Tensor| self.outputs.iter().find(|(known, _)| known == tensor).expect("kept above");
+            tensors.iter().map(|tensor| read(&buffer(tensor).1, tensor)).collect()
+        };
+        let found = run(&program);
+        // The same with all of wgpu's checks, over fresh poison: what an unchecked kernel reads or writes out of range would differ.
+        for (_, buffer) in &self.outputs {
+            buffer.write(&vec![u8::MAX; buffer.bytes() as usize]);
         }
-        let buffer = |tensor: &Tensor| self.outputs.iter().find(|(known, _)| known == tensor).expect("kept above");
-        tensors.iter().map(|tensor| read(&buffer(tensor).1, tensor)).collect()
+        let checked = run(&block_on(program.with_checks()).unwrap_or_else(|e| panic!("{e}")));
+        for (tensor, (found, checked)) in tensors.iter().zip(found.iter().zip(&checked)) {
+            let same = found.iter().zip(checked).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{:?}: with runtime checks the result is another", tensor.dims);
+        }
+        found
     }
 }
 

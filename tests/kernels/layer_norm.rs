@@ -5,7 +5,7 @@ use scumble::ops::layer_norm::layer_norm;
 
 use crate::compare::{F32_LARGE_MEAN, Limit, check, limit};
 use crate::harness::{Place, everywhere};
-use crate::values::{Host, HostNorm, normal_at};
+use crate::values::{Draws, Host, HostNorm, normal_at};
 
 fn reference(x: &Host, norm: &HostNorm) -> Vec<f64> {
     let mut out = Vec::with_capacity(x.values.len());
@@ -60,4 +60,15 @@ fn a_large_mean_does_not_cancel() {
 #[test]
 fn more_rows_than_a_grid_is_wide() {
     everywhere("layer_norm", |place| check_case(place, DType::F32, limit(DType::F32), [1, 1, 65_600, 4], 0.0));
+}
+
+#[test]
+fn ragged_shapes() {
+    everywhere("layer_norm", |place| {
+        for mut draw in Draws::cases(5) {
+            let dtype = draw.pick(&place.activations().collect::<Vec<_>>());
+            let dims = [draw.of(1, 3), 1, draw.of(1, 150), 4 * draw.of(1, 128)];
+            check_case(place, dtype, limit(dtype), dims, 0.5);
+        }
+    });
 }

@@ -7,7 +7,7 @@ use scumble::ops::{Activation, Epilogue, Linear};
 use crate::compare::{check, limit};
 use crate::epilogue::{Bias, Form, HostEpilogue, PLAIN};
 use crate::harness::{Place, everywhere};
-use crate::values::{Host, normal, weights};
+use crate::values::{Draws, Host, normal, weights};
 
 /// Σ_k a[m, k] b[k, n]
 fn product(a: &Host, b: &Host) -> Vec<f64> {
@@ -173,5 +173,17 @@ fn images_are_rows() {
         assert_eq!(out.dims, [2, 3, 5, 12]);
         let got = run.finish(&[out]);
         check(place, limit(DType::F32), "2x3x5x8", &got[0], &product(&a, &b));
+    });
+}
+
+#[test]
+fn ragged_shapes() {
+    everywhere("matmul", |place| {
+        for mut draw in Draws::cases(1) {
+            let types = draw.pick(TYPES);
+            // Half of the depths suit matrix units.
+            let k = if draw.of(0, 1) == 0 { 4 * draw.of(1, 60) } else { 32 * draw.of(1, 12) };
+            case(place, types, [draw.of(1, 200), 4 * draw.of(1, 50), k], PLAIN);
+        }
     });
 }

@@ -5,6 +5,9 @@ use pollster::block_on;
 use scumble::gpu::{Buffer, DType, Gpu};
 use scumble::ops::{Norm, Param};
 
+/// Elements after a tensor's end: those of inputs are never read, those of results keep their poison.
+pub const GUARD: usize = 32;
+
 /// A tensor on the host: channels last, its values exact in `dtype`.
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -21,13 +24,14 @@ impl Host {
         Host { dims, dtype, values }
     }
 
-    /// The values in device memory.
+    /// The values in device memory, and NaNs behind them: what reads beyond the end is poisoned.
     pub fn upload(&self, gpu: &Gpu) -> Buffer {
         let buffer = match self.dtype {
-            DType::F32 => block_on(gpu.upload("test input", &self.f32s())),
+            DType::F32 => block_on(gpu.upload("test input", &[self.f32s(), vec![f32::NAN; GUARD]].concat())),
             // Packed weights are the same bytes, read two in a u32.
             DType::F16 | DType::Packed => {
-                let halves: Vec<f16> = self.values.iter().map(|&v| f16::from_f64(v)).collect();
+                let mut halves: Vec<f16> = self.values.iter().map(|&v| f16::from_f64(v)).collect();
+                halves.resize(halves.len() + GUARD, f16::NAN);
                 block_on(gpu.upload("test input", &halves))
             }
         };
@@ -90,6 +94,27 @@ impl HostNorm {
 
     pub fn norm(&self, gpu: &Gpu) -> Norm {
         Norm { gamma: self.gamma.param(gpu), beta: self.beta.param(gpu), eps: self.eps }
+    }
+}
+
+/// Seeded draws of shapes: what a planner could ask for, none of it round. Each case's text is in the failure's message.
+pub struct Draws(Random);
+
+impl Draws {
+    /// Cases for one variant and one seed: SCUMBLE_CASES of them, else a dozen.
+    pub fn cases(seed: u64) -> impl Iterator<Item = Draws> {
+        let count = std::env::var("SCUMBLE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+        (0..count).map(move |i| Draws(Random(seed ^ (i << 32))))
+    }
+
+    /// A whole number of `low..=high`.
+    pub fn of(&mut self, low: u32, high: u32) -> u32 {
+        low + (self.0.next() % u64::from(high - low + 1)) as u32
+    }
+
+    /// One of a list.
+    pub fn pick<T: Copy>(&mut self, list: &[T]) -> T {
+        list[self.of(0, list.len() as u32 - 1) as usize]
     }
 }
 

@@ -19,6 +19,9 @@ pub struct DeviceArgs {
     /// Force a kernel variant, to bisect a fault: conv2d=portable
     #[arg(long, value_name = "OP=NAME")]
     variant: Vec<String>,
+    /// Build kernels with all of wgpu's runtime checks, to find a fault (slower)
+    #[arg(long)]
+    checked: bool,
     /// Where compiled kernels and what --autotune found are kept [default: the system's cache folder]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -37,7 +40,12 @@ impl DeviceArgs {
         let variants = self.variant.iter().map(pair).collect::<Result<_>>()?;
         let own = || dirs::cache_dir().map(|dir| dir.join("scumble"));
         let cache = if self.no_cache { None } else { self.cache_dir.clone().or_else(own) };
-        pollster::block_on(Gpu::open(&GpuOptions { device: self.device.clone(), cache, variants }))
+        pollster::block_on(Gpu::open(&GpuOptions {
+            device: self.device.clone(),
+            cache,
+            checked: self.checked,
+            variants,
+        }))
     }
 
     /// `--precision`.
