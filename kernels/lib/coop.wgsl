@@ -49,7 +49,10 @@ var<workgroup> c_tile: array<vec4<f32>, SUBGROUPS * EDGE * C_ROW>;
 
 const SCALE: f32 = 64.0;
 
-fn operand(value: vec4<f32>) -> vec4<f16> {
+alias part4 = vec4<f16>;
+
+
+fn operand(value: vec4<f32>) -> part4 {
     // What even so is too large is cut off: a bright spot, not an infinity that spreads.
     if (WIDE) { return vec4<f16>(clamp(value / SCALE, vec4<f32>(-65504.0), vec4<f32>(65504.0))); }
     return vec4<f16>(value);

@@ -2,7 +2,7 @@
 
 mod products;
 
-use super::coop::mat_types;
+use super::product::mat_types;
 use super::{Variant, candidates, choose, source, vec4_of};
 use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};

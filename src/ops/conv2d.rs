@@ -1,6 +1,6 @@
 //! conv2d: 1x1 and 3x3 convolution, channels last, as an implicit matrix product over taps and channels.
 
-use super::coop::{self, Layout, Product, Shape};
+use super::product::{self, Layout, Product, Shape};
 use super::{Activation, Conv, Epilogue, Variant, assert_residual, source, vec4_of, weight_lib};
 use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -14,14 +14,16 @@ pub struct Dims {
     pub n4: u32,
     /// Do size and types suit matrix units?
     pub coop: bool,
+    /// Does the size suit tiles of multiply-adds?
+    pub tile: bool,
 }
 
 static PORTABLE: Source = source!("conv2d/portable.wgsl", "lib/conv.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
 static REGISTER: Source = source!("conv2d/register.wgsl", "lib/rows_each.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
 static SUBGROUP: Source = source!("conv2d/register.wgsl", "lib/rows_shared.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
 static FOLD: Source = source!("conv2d/fold.wgsl", "lib/linear.wgsl");
-static COOP: Source = source!("conv2d/coop.wgsl", "lib/conv.wgsl", "lib/coop.wgsl");
-static TILE: Source = source!("conv2d/tile.wgsl", "lib/conv.wgsl", "lib/tile.wgsl", "lib/epilogue.wgsl");
+static COOP: Source = source!("conv2d/tiles.wgsl", "lib/conv.wgsl", "lib/coop.wgsl");
+static TILE: Source = source!("conv2d/tiles.wgsl", "lib/conv.wgsl", "lib/tile.wgsl");
 
 /// The variants, the fastest first.
 pub static VARIANTS: &[Variant<Dims>] = &[
@@ -44,15 +46,16 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         source: &COOP,
         needs: |caps| caps.coop().is_some(),
         fits: |d| d.coop,
-        // By the tile: see coop.rs.
+        // By the tile: see product.rs.
         grid: |_| [1, 1, 1],
     },
     Variant {
         name: "tile",
         source: &TILE,
-        needs: |caps| !caps.is_cpu() && caps.invocations >= 128,
-        fits: |d| d.m <= 64 * 65_535,
-        grid: |d| [d.n4.div_ceil(16), d.m.div_ceil(64), 1],
+        needs: |caps| !caps.is_cpu(),
+        fits: |d| d.tile,
+        // By the tile: see product.rs.
+        grid: |_| [1, 1, 1],
     },
     Variant {
         name: "portable",
@@ -118,9 +121,10 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let shape = [batch, size(in_h), size(in_w), n];
     let m = shape[0] * shape[1] * shape[2];
     let product = Shape { m, n, k, slices: 1, depth: common_divisor(x_channels, y_channels) };
-    let dims = Dims { m, n4: n / 4, coop: coop::fits(g, &product, Layout::Rows, [x.dtype, layer.weight.dtype]) };
+    let coop = product::fits(g, &product, Layout::Rows, [x.dtype, layer.weight.dtype]);
+    let dims = Dims { m, n4: n / 4, coop, tile: product::tiled(g, &product) };
     let way = format!("{:?} {:?} {kernel} {} {}", x.dtype, layer.weight.dtype, taps.stride, taps.resize.is_some());
-    let (variant, cut) = coop::pick(g, ("conv2d", VARIANTS), &dims, &product, &way);
+    let (variant, cut) = product::pick(g, ("conv2d", VARIANTS), &dims, &product, &way);
     assert!(epilogue.activation != Activation::Geglu, "conv2d: no network has GEGLU after a convolution");
     assert_residual("conv2d", &epilogue, dims.m, n);
     let b = layer.weight.bind(g);
@@ -152,9 +156,19 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
         let head = [&form[..], &[("LINEAR", Value::Bool(linear))]].concat();
         let (bias, epilogue) = (layer.bias.as_ref(), &epilogue);
         let dims = dims_words;
-        let product =
-            Product { op: "conv2d", source: &COOP, shape: product, cut, head, dims, reads, out: shape, epilogue, bias };
-        let out = coop::record(g, product);
+        let product = Product {
+            op: "conv2d",
+            sources: [&COOP, &TILE],
+            shape: product,
+            cut,
+            head,
+            dims,
+            reads,
+            out: shape,
+            epilogue,
+            bias,
+        };
+        let out = product::record(g, product);
         g.picked();
         return out;
     }
@@ -189,7 +203,7 @@ pub fn fold(g: &mut Graph, layer: &Conv, pixels: u32) -> Option<Tensor> {
     let shape = doubled_shape(layer, pixels);
     let types = [g.dtype, layer.weight.dtype];
     let wanted = g.forced_variant("conv2d").map_or(!g.caps().is_cpu(), |name| name == "coop");
-    if !wanted || layer.kernel != 3 || !coop::fits(g, &shape, Layout::Rows, types) {
+    if !wanted || layer.kernel != 3 || !product::fits(g, &shape, Layout::Rows, types) {
         return None;
     }
     let weight = layer.weight.bind(g);
@@ -216,7 +230,7 @@ pub fn doubled(g: &mut Graph, x: Tensor, layer: &Conv, folded: Tensor, epilogue:
     let shape = doubled_shape(layer, x.rows());
     assert_eq!([c * 16, shape.n], folded.dims[2..], "conv2d: {:?} with folded weights {:?}", x.dims, folded.dims);
     assert_residual("conv2d", &epilogue, 4 * shape.m, shape.n);
-    let Some(cut) = coop::pick_cut(g, "conv2d", &shape, &format!("{:?} {:?} doubled", x.dtype, folded.dtype)) else {
+    let Some(cut) = product::pick_cut(g, "conv2d", &shape, &format!("{:?} {:?} doubled", x.dtype, folded.dtype)) else {
         unreachable!("conv2d: weights were folded for {:?}", x.dims)
     };
     let head = vec![
@@ -230,8 +244,8 @@ pub fn doubled(g: &mut Graph, x: Tensor, layer: &Conv, folded: Tensor, epilogue:
     let dims = vec![shape.m, shape.n / 4, h, w, h, w, c / 4, 0, 1, 0, h, w, one, one];
     let (reads, out) = (vec![x, x, folded], [batch, 2 * h, 2 * w, shape.n]);
     let (bias, epilogue) = (layer.bias.as_ref(), &epilogue);
-    let product = Product { op: "conv2d", source: &COOP, shape, cut, head, dims, reads, out, epilogue, bias };
-    let out = coop::record(g, product);
+    let product = Product { op: "conv2d", sources: [&COOP, &TILE], shape, cut, head, dims, reads, out, epilogue, bias };
+    let out = product::record(g, product);
     g.picked();
     out
 }

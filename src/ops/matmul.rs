@@ -1,6 +1,6 @@
 //! matmul: C = act(A B + bias) + residual, A [M, K] activations, B [K, N] weights.
 
-use super::coop::{self, Layout, Product, Shape};
+use super::product::{self, Layout, Product, Shape};
 use super::{Activation, Epilogue, Linear, Variant, assert_residual, source, vec4_of, weight_lib};
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source};
@@ -16,13 +16,15 @@ pub struct Dims {
     pub k4: u32,
     /// Do size and types suit matrix units?
     pub coop: bool,
+    /// Does the size suit tiles of multiply-adds?
+    pub tile: bool,
 }
 
 static PORTABLE: Source = source!("matmul/portable.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
 static REGISTER: Source = source!("matmul/register.wgsl", "lib/rows_each.wgsl", "lib/epilogue.wgsl");
 static SUBGROUP: Source = source!("matmul/register.wgsl", "lib/rows_shared.wgsl", "lib/epilogue.wgsl");
-static COOP: Source = source!("matmul/coop.wgsl", "lib/coop.wgsl");
-static TILE: Source = source!("matmul/tile.wgsl", "lib/tile.wgsl", "lib/epilogue.wgsl");
+static COOP: Source = source!("matmul/tiles.wgsl", "lib/coop.wgsl");
+static TILE: Source = source!("matmul/tiles.wgsl", "lib/tile.wgsl");
 
 /// The variants, the fastest first.
 pub static VARIANTS: &[Variant<Dims>] = &[
@@ -45,15 +47,16 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         source: &COOP,
         needs: |caps| caps.coop().is_some(),
         fits: |d| d.coop,
-        // By the tile: see coop.rs.
+        // By the tile: see product.rs.
         grid: |_| [1, 1, 1],
     },
     Variant {
         name: "tile",
         source: &TILE,
-        needs: |caps| !caps.is_cpu() && caps.invocations >= 128,
-        fits: |d| d.m >= 8 && d.m <= 64 * 65_535,
-        grid: |d| [d.n4.div_ceil(16), d.m.div_ceil(64), 1],
+        needs: |caps| !caps.is_cpu(),
+        fits: |d| d.m >= 8 && d.tile,
+        // By the tile: see product.rs.
+        grid: |_| [1, 1, 1],
     },
     Variant {
         name: "portable",
@@ -69,10 +72,10 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
     let [_, _, k, n] = layer.weight.dims;
     assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
     let shape = Shape { m: a.rows(), n, k, slices: 1, depth: k };
-    let suits = coop::fits(g, &shape, Layout::Rows, [a.dtype, layer.weight.dtype]);
-    let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits };
+    let suits = product::fits(g, &shape, Layout::Rows, [a.dtype, layer.weight.dtype]);
+    let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits, tile: product::tiled(g, &shape) };
     let form = format!("{:?} {:?} {:?}", a.dtype, layer.weight.dtype, epilogue.activation);
-    let (variant, cut) = coop::pick(g, ("matmul", VARIANTS), &dims, &shape, &form);
+    let (variant, cut) = product::pick(g, ("matmul", VARIANTS), &dims, &shape, &form);
     let geglu = epilogue.activation == Activation::Geglu;
     let columns = if geglu { n / 2 } else { n };
     assert!(
@@ -87,7 +90,7 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
         let dims = vec![dims.m, dims.n4, dims.k4];
         let product = Product {
             op: "matmul",
-            source: &COOP,
+            sources: [&COOP, &TILE],
             shape,
             cut,
             head: vec![],
@@ -97,7 +100,7 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
             epilogue,
             bias,
         };
-        let out = coop::record(g, product);
+        let out = product::record(g, product);
         g.picked();
         return out;
     }

@@ -3,7 +3,7 @@
 use super::{Attention, Dims};
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source};
-use crate::ops::coop::{self, Bare, Layout, Shape};
+use crate::ops::product::{self, Bare, Layout, Shape};
 use crate::ops::{source, vec4_of};
 
 pub(super) static SCORES: Source = source!("attention/scores.wgsl", "lib/coop.wgsl");
@@ -25,7 +25,7 @@ fn value_shape(a: &Attention, rows: u32) -> Shape {
 /// tokens as have their scores in one piece.
 pub(super) fn suits(g: &Graph, a: &Attention) -> bool {
     let rows = a.q.tokens();
-    let fits = |shape, layout| coop::fits(g, &shape, layout, [a.q.dtype, DType::F16]);
+    let fits = |shape, layout| product::fits(g, &shape, layout, [a.q.dtype, DType::F16]);
     let both = fits(score_shape(a, rows), Layout::Columns) && fits(value_shape(a, rows), Layout::Rows);
     let slices = a.q.batch() * a.heads;
     let small = slices <= 65_535 && u64::from(slices) * u64::from(rows * a.kv.tokens()) * 4 <= SCORES_BYTES;
@@ -87,7 +87,7 @@ fn part(g: &mut Graph, a: &Attention, out: Tensor, Part { slices, q_row, rows, k
         layout: Layout::Columns,
         wide,
     };
-    coop::record_bare(g, product);
+    product::record_bare(g, product);
     g.push(Node {
         op,
         variant,
@@ -112,5 +112,5 @@ fn part(g: &mut Graph, a: &Attention, out: Tensor, Part { slices, q_row, rows, k
         layout: Layout::Rows,
         wide,
     };
-    coop::record_bare(g, product);
+    product::record_bare(g, product);
 }

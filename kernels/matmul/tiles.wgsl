@@ -1,4 +1,4 @@
-// C = epilogue(A B) on matrix units (kernels/lib/coop.wgsl). A [M, K], B [K, N], C [M, N], K a multiple of BK;
+// C = epilogue(A B) in tiles, on matrix units (kernels/lib/coop.wgsl) or by multiply-adds (kernels/lib/tile.wgsl). A [M, K], B [K, N], C [M, N], K a multiple of BK;
 // grid (tiles, shares of K).
 alias elem4 = vec4<f16>;
 alias weight4 = vec4<f16>;
@@ -38,13 +38,13 @@ fn advance() {
     b_at += BK * dims.n4;
 }
 
-fn load_a(i: u32) -> vec4<f16> {
+fn load_a(i: u32) -> part4 {
     if (RAGGED) { return operand(vec4<f32>(a[min(a_row + i * A_ROWS, dims.m - 1u) * dims.k4 + a_at])); }
     return operand(vec4<f32>(a[a_at + i * (A_ROWS * dims.k4)]));
 }
 
-fn load_b(i: u32) -> vec4<f16> {
+fn load_b(i: u32) -> part4 {
     let down = i / B_RUNS * B_ROWS * dims.n4;
-    if (RAGGED) { return b[b_at + down + min(b_column + i % B_RUNS * B_RUN, dims.n4 - 1u)]; }
-    return b[b_at + down + i % B_RUNS * B_RUN];
+    if (RAGGED) { return part4(load_weight(b[b_at + down + min(b_column + i % B_RUNS * B_RUN, dims.n4 - 1u)])); }
+    return part4(load_weight(b[b_at + down + i % B_RUNS * B_RUN]));
 }

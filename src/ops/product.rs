@@ -1,7 +1,7 @@
-//! What the coop variants of matmul and conv2d share: the tile of a workgroup, how many workgroups share a tile's depth, and the
-//! sum of their shares.
+//! What the coop and tile variants of matmul and conv2d share: the tile of a workgroup, how many workgroups share a tile's depth, and
+//! the sum of their shares.
 
-use super::{Epilogue, Param, Variant, candidates, source, vec4_of};
+use super::{Epilogue, Param, Variant, candidates, source, vec4_of, weight_lib};
 use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -29,10 +29,24 @@ pub struct Tile {
     alone: u32,
     /// 0 where registers allow one workgroup alone.
     beside: u32,
+    method: Method,
+}
+
+/// What multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Matrix units: f16, sums in f32. A subgroup has `wm` rows of `wn` columns.
+    Coop,
+    /// Multiply-adds in f32. A thread has `wm` rows of `wn` columns.
+    Tile,
 }
 
 const fn tile([bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside: u32) -> Tile {
-    Tile { bm, bn, bk, wm, wn, alone, beside }
+    Tile { bm, bn, bk, wm, wn, alone, beside, method: Method::Coop }
+}
+
+const fn fma([bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside: u32) -> Tile {
+    Tile { bm, bn, bk, wm, wn, alone, beside, method: Method::Tile }
 }
 
 /// Tiles of matrices with an edge of 16.
@@ -57,10 +71,19 @@ pub enum Layout {
     Columns,
 }
 
+/// Tiles of multiply-adds; the last two take every depth. Their times are predictions, at 60 % of an H200's rate: not measured yet.
+const TILES_FMA: &[Tile] = &[
+    fma([128, 128, 16, 8, 8], 2000, 3700),
+    fma([128, 64, 16, 8, 8], 1150, 1900),
+    fma([64, 64, 16, 8, 8], 700, 1000),
+    fma([64, 64, 4, 8, 8], 300, 400),
+];
+
 impl Tile {
     /// Invocations of a workgroup.
     fn threads(&self, lanes: u32) -> u32 {
-        (self.bm / self.wm) * (self.bn / self.wn) * lanes
+        let parts = (self.bm / self.wm) * (self.bn / self.wn);
+        if self.method == Method::Coop { parts * lanes } else { parts }
     }
 
     /// Lines of B's tile, and how long they are.
@@ -73,8 +96,11 @@ impl Tile {
         1 << (self.lines(layout)[1] / 4).trailing_zeros().min(self.threads(lanes).trailing_zeros())
     }
 
-    /// Bytes of workgroup memory, as lib/coop.wgsl declares it.
+    /// Bytes of workgroup memory, as lib/coop.wgsl and lib/tile.wgsl declare it.
     fn memory(&self, edge: u32, layout: Layout) -> u32 {
+        if self.method == Method::Tile {
+            return (self.bk / 4 * (self.bm + 2) + self.bk * (self.bn / 4 + 8)) * 16;
+        }
         let subgroups = self.threads(1);
         let [lines, width] = self.lines(layout);
         let (a, b) = (self.bm * (self.bk / 4 + 2) * 8, lines * (width / 4 + 2) * 8);
@@ -109,17 +135,32 @@ pub struct Shape {
 /// Multiprocessors that a product should fill: wgpu does not tell how many there are.
 const UNITS: u32 = 132;
 
-/// The tiles that suit the device, the layout and the depth.
-fn tiles(caps: &Caps, units: [u32; 2], layout: Layout, depth: u32) -> impl Iterator<Item = &'static Tile> {
-    let all = if units[0] == 16 { TILES_16 } else { TILES_8 };
+/// The tiles that suit the device, the layout and the depth; `units` are its matrix units' edge and lanes, none for multiply-adds.
+fn tiles(caps: &Caps, units: Option<[u32; 2]>, layout: Layout, depth: u32) -> impl Iterator<Item = &'static Tile> {
+    let all = match units {
+        None => TILES_FMA,
+        Some([16, _]) => TILES_16,
+        Some(_) => TILES_8,
+    };
+    let units = units.unwrap_or_default();
     all.iter().filter(move |tile| depth.is_multiple_of(tile.bk) && tile.suits(caps, units, layout))
+}
+
+/// Tiles of a product, which a grid counts in one dimension.
+fn count(tile: &Tile, shape: &Shape) -> u64 {
+    u64::from(shape.m.div_ceil(tile.bm)) * u64::from(shape.n.div_ceil(tile.bn))
+}
+
+/// Can this product of a graph run in tiles of multiply-adds?
+pub fn tiled(g: &Graph, shape: &Shape) -> bool {
+    tiles(g.caps(), None, Layout::Rows, shape.depth).any(|tile| count(tile, shape) <= 65_535)
 }
 
 /// Can this product of a graph run on matrix units? A in f32 is rounded to f16 only where the graph's operands are.
 pub fn fits(g: &Graph, shape: &Shape, layout: Layout, [a, b]: [DType; 2]) -> bool {
-    let Some(units) = g.caps().coop() else { return false };
+    let units = g.caps().coop();
     let halves = b == DType::F16 && (a == DType::F16 || g.operands == DType::F16);
-    halves && shape.m >= 8 && tiles(g.caps(), units, layout, shape.depth).next().is_some()
+    units.is_some() && halves && shape.m >= 8 && tiles(g.caps(), units, layout, shape.depth).next().is_some()
 }
 
 /// A tile, and how many workgroups share its depth.
@@ -133,16 +174,16 @@ pub struct Cut {
 
 impl std::fmt::Display for Cut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Tile { bm, bn, bk, wm, wn, .. } = self.tile;
-        write!(f, "coop {bm}x{bn}x{bk} of {wm}x{wn}, {} shares", self.shares)
+        let Tile { bm, bn, bk, wm, wn, method, .. } = self.tile;
+        let name = if method == Method::Coop { "coop" } else { "tile" };
+        write!(f, "{name} {bm}x{bn}x{bk} of {wm}x{wn}, {} shares", self.shares)
     }
 }
 
 /// The ways to cut a product into up to `most` shares, the one that should be fastest first.
-fn cuts(shape: &Shape, caps: &Caps, units: [u32; 2], layout: Layout, most: u32) -> Vec<Cut> {
+fn cuts(shape: &Shape, caps: &Caps, units: Option<[u32; 2]>, layout: Layout, most: u32) -> Vec<Cut> {
     let time = |tile: &Tile, splits: u32| -> u64 {
-        let tiles = u64::from(shape.m.div_ceil(tile.bm)) * u64::from(shape.n.div_ceil(tile.bn));
-        let groups = tiles * u64::from(shape.slices) * u64::from(splits);
+        let groups = count(tile, shape) * u64::from(shape.slices) * u64::from(splits);
         let steps = u64::from((shape.k / tile.bk).div_ceil(splits));
         let units = u64::from(UNITS);
         let (rounds, step) = match tile.beside {
@@ -158,7 +199,7 @@ fn cuts(shape: &Shape, caps: &Caps, units: [u32; 2], layout: Layout, most: u32) 
     let splits = [1, 2, 3, 4, 6, 8, 12, 16];
     let all = tiles(caps, units, layout, shape.depth).flat_map(|tile| splits.map(|shares| Cut { tile: *tile, shares }));
     let enough = |cut: &Cut| cut.shares == 1 || (cut.shares <= most && shape.k / cut.tile.bk / cut.shares >= 4);
-    let mut cuts: Vec<Cut> = all.filter(enough).collect();
+    let mut cuts: Vec<Cut> = all.filter(|cut| count(&cut.tile, shape) <= 65_535).filter(enough).collect();
     cuts.sort_by_key(|cut| time(&cut.tile, cut.shares));
     cuts
 }
@@ -166,7 +207,7 @@ fn cuts(shape: &Shape, caps: &Caps, units: [u32; 2], layout: Layout, most: u32) 
 /// Cuts of a product that are tried when it is tuned.
 const TRIED: usize = 6;
 
-/// The row of the op's table and, on matrix units, the cut that a product runs with: the estimate's, or what tuning found.
+/// The row of the op's table and, in tiles, the cut that a product runs with: the estimate's, or what tuning found.
 /// `form` tells products of one size apart, where they run differently. [`Graph::picked`] ends what is recorded with it.
 pub(crate) fn pick<'t, D>(
     g: &mut Graph,
@@ -177,13 +218,16 @@ pub(crate) fn pick<'t, D>(
 ) -> (&'t Variant<D>, Option<Cut>) {
     let mut ways = Vec::new();
     for row in candidates(g, op, table, dims) {
-        match g.caps().coop().filter(|_| row.name == "coop") {
-            Some(units) => {
-                let cuts = cuts(shape, g.caps(), units, Layout::Rows, 16);
-                ways.extend(cuts.into_iter().take(TRIED).map(|cut| (row, Some(cut))));
+        let units = match row.name {
+            "coop" => g.caps().coop(),
+            "tile" => None,
+            _ => {
+                ways.push((row, None));
+                continue;
             }
-            None => ways.push((row, None)),
-        }
+        };
+        let cuts = cuts(shape, g.caps(), units, Layout::Rows, 16);
+        ways.extend(cuts.into_iter().take(TRIED).map(|cut| (row, Some(cut))));
     }
     let name = |(row, cut): &(&Variant<D>, Option<Cut>)| cut.map_or(row.name.to_owned(), |cut| cut.to_string());
     let Shape { m, n, k, depth, .. } = shape;
@@ -194,7 +238,8 @@ pub(crate) fn pick<'t, D>(
 
 /// The cut of a product that runs on matrix units alone; none where they do not take it. As [`pick`].
 pub(crate) fn pick_cut(g: &mut Graph, op: &str, shape: &Shape, form: &str) -> Option<Cut> {
-    let mut cuts = cuts(shape, g.caps(), g.caps().coop()?, Layout::Rows, 16);
+    let units = Some(g.caps().coop()?);
+    let mut cuts = cuts(shape, g.caps(), units, Layout::Rows, 16);
     cuts.truncate(TRIED);
     let Shape { m, n, k, depth, .. } = shape;
     let names = cuts.iter().map(Cut::to_string).collect::<Vec<_>>();
@@ -205,8 +250,8 @@ pub(crate) fn pick_cut(g: &mut Graph, op: &str, shape: &Shape, form: &str) -> Op
 pub(crate) struct Product<'a> {
     /// The op's name.
     pub op: &'static str,
-    /// Its kernel.
-    pub source: &'static Source,
+    /// Its kernel: on matrix units, and by multiply-adds.
+    pub sources: [&'static Source; 2],
     /// Size.
     pub shape: Shape,
     pub cut: Cut,
@@ -224,7 +269,7 @@ pub(crate) struct Product<'a> {
 pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     let Product {
         op,
-        source,
+        sources,
         shape,
         cut: Cut { tile, shares: splits },
         mut head,
@@ -234,22 +279,23 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         epilogue,
         bias,
     } = product;
-    let Some([edge, lanes]) = g.caps().coop() else { unreachable!("{op}: coop on a device without") };
-    let stand_in = reads[0];
+    let [coop, by_fma] = sources;
+    let (source, variant) = if tile.method == Method::Coop { (coop, "coop") } else { (by_fma, "tile") };
+    let (stand_in, weights) = (reads[0], reads[reads.len() - 1].dtype);
     let rows = shape.m * shape.slices;
     let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, rows);
     let result = if epilogue.f32_out { g.activation_f32(op, out) } else { g.activation(op, out) };
     let shares = (splits > 1).then(|| g.activation_f32("shares of a product", [splits, 1, rows, shape.n]));
     let stored = shares.unwrap_or(result);
     let ragged = !shape.m.is_multiple_of(tile.bm) || !shape.n.is_multiple_of(tile.bn);
-    head.extend(heads(&tile, edge, lanes, Layout::Rows));
+    head.extend(heads(&tile, g.caps(), Layout::Rows));
     head.extend([
         ("RAGGED", Value::Bool(ragged)),
         ("SPLITS", Value::U32(splits)),
         ("SLICES", Value::U32(shape.slices)),
         ("WIDE", Value::Bool(stand_in.dtype == DType::F32)),
         ("elem4", vec4_of(stand_in.dtype)),
-        ("weight4", vec4_of(DType::F16)),
+        ("weight4", vec4_of(weights)),
         ("out4", vec4_of(stored.dtype)),
     ]);
     if shares.is_some() {
@@ -262,8 +308,12 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     let tiles = shape.m.div_ceil(tile.bm) * shape.n.div_ceil(tile.bn);
     g.push(Node {
         op,
-        variant: "coop",
-        kernel: Kernel { source, libs: vec![if shares.is_some() { &PARTIAL } else { &EPILOGUE }], head },
+        variant,
+        kernel: Kernel {
+            source,
+            libs: vec![weight_lib(weights), if shares.is_some() { &PARTIAL } else { &EPILOGUE }],
+            head,
+        },
         reads,
         writes: vec![stored],
         dims,
@@ -308,11 +358,12 @@ pub(crate) struct Bare {
 /// Record a product of activations.
 pub(crate) fn record_bare(g: &mut Graph, product: Bare) {
     let Bare { op, variant, source, shape, mut head, dims, reads, write, layout, wide } = product;
-    let Some([edge, lanes]) = g.caps().coop() else { unreachable!("{op}: coop on a device without") };
-    let Some(Cut { tile, .. }) = cuts(&shape, g.caps(), [edge, lanes], layout, 1).into_iter().next() else {
+    let units = g.caps().coop();
+    assert!(units.is_some(), "{op}: coop on a device without");
+    let Some(Cut { tile, .. }) = cuts(&shape, g.caps(), units, layout, 1).into_iter().next() else {
         unreachable!("{op}: {shape:?} was said to fit")
     };
-    head.extend(heads(&tile, edge, lanes, layout));
+    head.extend(heads(&tile, g.caps(), layout));
     head.push(("WIDE", Value::Bool(wide)));
     head.push(("RAGGED", Value::Bool(true)));
     let tiles = shape.m.div_ceil(tile.bm) * shape.n.div_ceil(tile.bn);
@@ -329,19 +380,20 @@ pub(crate) fn record_bare(g: &mut Graph, product: Bare) {
     });
 }
 
-fn heads(tile: &Tile, edge: u32, lanes: u32, layout: Layout) -> Vec<(&'static str, Value)> {
-    let mut head = vec![
-        ("EDGE", Value::U32(edge)),
-        ("LANES", Value::U32(lanes)),
-        ("BM", Value::U32(tile.bm)),
-        ("BN", Value::U32(tile.bn)),
-        ("BK", Value::U32(tile.bk)),
-        ("WM", Value::U32(tile.wm)),
-        ("WN", Value::U32(tile.wn)),
-        ("B_RUN", Value::U32(tile.run(lanes, layout))),
-        ("B_COLUMNS", Value::U32(u32::from(layout == Layout::Columns))),
-    ];
-    head.extend(mat_types(edge));
+fn heads(tile: &Tile, caps: &Caps, layout: Layout) -> Vec<(&'static str, Value)> {
+    let Tile { bm, bn, bk, wm, wn, method, .. } = *tile;
+    let [edge, lanes] = caps.coop().unwrap_or_default();
+    let mut numbers = vec![("BM", bm), ("BN", bn), ("BK", bk), ("B_RUN", tile.run(lanes, layout))];
+    let mut head = Vec::new();
+    match method {
+        Method::Tile => numbers.push(("TM", wm)),
+        Method::Coop => {
+            let columns = u32::from(layout == Layout::Columns);
+            numbers.extend([("EDGE", edge), ("LANES", lanes), ("WM", wm), ("WN", wn), ("B_COLUMNS", columns)]);
+            head.extend(mat_types(edge));
+        }
+    }
+    head.extend(numbers.into_iter().map(|(name, value)| (name, Value::U32(value))));
     head
 }
 
@@ -373,7 +425,7 @@ mod tests {
         let others = [([16, 64], 64 << 10), ([16, 32], 32 << 10), ([8, 32], 32 << 10)];
         for ((units, memory), layout) in others.into_iter().flat_map(|o| [(o, Layout::Rows), (o, Layout::Columns)]) {
             let other = Caps { workgroup_memory: memory, ..nvidia.clone() };
-            let left: Vec<&Tile> = tiles(&other, units, layout, 320).collect();
+            let left: Vec<&Tile> = tiles(&other, Some(units), layout, 320).collect();
             assert!(units[0] == 8 || !left.is_empty(), "{units:?}");
             assert!(left.iter().all(|tile| tile.memory(units[0], layout) <= memory), "{units:?}: {left:?}");
             for tile in left {

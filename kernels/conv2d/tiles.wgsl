@@ -1,4 +1,4 @@
-// 2-D convolution as an implicit matrix product on matrix units (kernels/lib/coop.wgsl). Steps run over the taps of BK channels,
+// 2-D convolution as an implicit matrix product in tiles, on matrix units (kernels/lib/coop.wgsl) or by multiply-adds (kernels/lib/tile.wgsl). Steps run over the taps of BK channels,
 // then over channels, so that what one tap fetched is still cached for the next. Channels of both sources are multiples of
 // BK. Grid (tiles, shares of K, slices).
 //
@@ -98,28 +98,28 @@ fn advance() {
 }
 
 // Channels of a stored pixel, in the source that the step is of.
-fn fetch(pixel: u32) -> vec4<f16> {
+fn fetch(pixel: u32) -> part4 {
     if (TWO_SOURCES && channel4 >= dims.x4) { return operand(vec4<f32>(y[pixel * dims.y4 + channel4 - dims.x4 + a_column])); }
     return operand(vec4<f32>(x[pixel * dims.x4 + channel4 + a_column]));
 }
 
-fn load_a(i: u32) -> vec4<f16> {
+fn load_a(i: u32) -> part4 {
     let row = row_of(i);
     if (KERNEL == 1u && LINEAR) { return fetch(row); }
     if (LINEAR) {
         let inside = places[i / 4u] >> (i % 4u * 8u);
-        if (((inside >> tap.x) & (inside >> (3u + tap.y)) & 1u) == 0u) { return vec4<f16>(); }
+        if (((inside >> tap.x) & (inside >> (3u + tap.y)) & 1u) == 0u) { return part4(); }
         return fetch(row + (tap.x - pad.x) * dims.src_w + tap.y - pad.y);
     }
     let p = vec3<u32>(row / (dims.out_h * dims.out_w), places[i] >> 16u, places[i] & 0xffffu);
     let t = tap_at(p, tap.x * KERNEL + tap.y);
-    if (!t.inside) { return vec4<f16>(); }
+    if (!t.inside) { return part4(); }
     return fetch(t.pixel);
 }
 
-fn load_b(i: u32) -> vec4<f16> {
+fn load_b(i: u32) -> part4 {
     let depth = ((tap.x * KERNEL + tap.y) * (dims.x4 + dims.y4) + channel4) * 4u + i / B_RUNS * B_ROWS;
     let at = b_at + depth * dims.n4;
-    if (RAGGED) { return b[at + min(b_column + i % B_RUNS * B_RUN, dims.n4 - 1u)]; }
-    return b[at + i % B_RUNS * B_RUN];
+    if (RAGGED) { return part4(load_weight(b[at + min(b_column + i % B_RUNS * B_RUN, dims.n4 - 1u)])); }
+    return part4(load_weight(b[at + i % B_RUNS * B_RUN]));
 }
