@@ -1,8 +1,8 @@
 //! conv2d: 1x1 and 3x3 convolution, channels last, as an implicit matrix product over taps and channels.
 
-use super::product::{self, Layout, Product, Shape};
+use super::product::{self, Layout, Method, Product, Shape};
 use super::{Activation, Conv, Epilogue, Variant, assert_residual, source, vec4_of, weight_lib};
-use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
+use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
 /// What the tables look at.
@@ -197,15 +197,25 @@ fn doubled_shape(layer: &Conv, pixels: u32) -> Shape {
     Shape { m: pixels, n, k: k / 9 * 4, slices: 4, depth: k / 9 }
 }
 
+/// What multiplies a doubled picture's convolution here; none where it is resized instead.
+fn doubled_by(g: &Graph, shape: &Shape, x: DType, weights: DType) -> Option<Method> {
+    let coop = product::fits(g, shape, Layout::Rows, [x, weights]).then_some(Method::Coop);
+    // Packed weights are not added.
+    let tile = (weights != DType::Packed && product::tiled(g, shape)).then_some(Method::Tile);
+    match g.forced_variant("conv2d") {
+        Some("coop") => coop,
+        Some("tile") => tile,
+        Some(_) => None,
+        None if g.caps().is_cpu() => None,
+        None => coop.or(tile),
+    }
+}
+
 /// Record the weights that [`doubled`] takes, [1, 1, 16·C, C_out] (`kernels/conv2d/fold.wgsl`): from the layer alone, so once is
-/// enough. None where a picture of that many pixels and more would not be doubled on matrix units; then [`conv2d`] resizes.
+/// enough. None where a picture of that many pixels and more would not be doubled so; then [`conv2d`] resizes.
 pub fn fold(g: &mut Graph, layer: &Conv, pixels: u32) -> Option<Tensor> {
     let shape = doubled_shape(layer, pixels);
-    let types = [g.dtype, layer.weight.dtype];
-    let wanted = g.forced_variant("conv2d").map_or(!g.caps().is_cpu(), |name| name == "coop");
-    if !wanted || layer.kernel != 3 || !product::fits(g, &shape, Layout::Rows, types) {
-        return None;
-    }
+    doubled_by(g, &shape, g.dtype, layer.weight.dtype).filter(|_| layer.kernel == 3)?;
     let weight = layer.weight.bind(g);
     let [_, _, k, n] = weight.dims;
     let folded = g.weights("folded weights", [1, 1, k / 9 * 16, n], weight.dtype);
@@ -230,7 +240,9 @@ pub fn doubled(g: &mut Graph, x: Tensor, layer: &Conv, folded: Tensor, epilogue:
     let shape = doubled_shape(layer, x.rows());
     assert_eq!([c * 16, shape.n], folded.dims[2..], "conv2d: {:?} with folded weights {:?}", x.dims, folded.dims);
     assert_residual("conv2d", &epilogue, 4 * shape.m, shape.n);
-    let Some(cut) = product::pick_cut(g, "conv2d", &shape, &format!("{:?} {:?} doubled", x.dtype, folded.dtype)) else {
+    let way = format!("{:?} {:?} doubled", x.dtype, folded.dtype);
+    let method = doubled_by(g, &shape, x.dtype, folded.dtype);
+    let Some(cut) = method.and_then(|method| product::pick_cut(g, "conv2d", &shape, &way, method)) else {
         unreachable!("conv2d: weights were folded for {:?}", x.dims)
     };
     let head = vec![

@@ -236,9 +236,9 @@ pub(crate) fn pick<'t, D>(
     ways[g.pick(key, names)]
 }
 
-/// The cut of a product that runs on matrix units alone; none where they do not take it. As [`pick`].
-pub(crate) fn pick_cut(g: &mut Graph, op: &str, shape: &Shape, form: &str) -> Option<Cut> {
-    let units = Some(g.caps().coop()?);
+/// The cut of a product that has no other way than tiles of this method; none where they do not take it. As [`pick`].
+pub(crate) fn pick_cut(g: &mut Graph, op: &str, shape: &Shape, form: &str, method: Method) -> Option<Cut> {
+    let units = if method == Method::Coop { Some(g.caps().coop()?) } else { None };
     let mut cuts = cuts(shape, g.caps(), units, Layout::Rows, 16);
     cuts.truncate(TRIED);
     let Shape { m, n, k, depth, .. } = shape;
