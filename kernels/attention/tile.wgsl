@@ -1,8 +1,8 @@
-// softmax(Q K^T scale) V, streaming over the keys in blocks of 32 through workgroup memory (Dao et al. 2022): one workgroup
-// of 128 for 32 queries of one head. A thread keeps one query's every fourth group of the output in registers.
-// Grid (queries/32, heads, B).
+// softmax(Q K^T scale) V by multiply-adds, streaming over the keys in blocks of 32 through workgroup memory (Dao et al. 2022): one
+// workgroup of 128 for 64 queries of one head. A thread has four queries and four keys of a block's scores, and of the output the same
+// queries' every eighth group of four channels, all in registers. 16 KiB of workgroup memory. Grid (queries/64, heads, B).
 alias elem4 = vec4<f32>;
-const D4: u32 = 8u;                 // head dim / 4
+const D4: u32 = 10u;                // head dim / 4
 const CAUSAL: bool = false;         // a query sees keys up to its own position (CLIP)
 const WITH_LSE: bool = false;       // also write log(sum(exp(scores))) per row, for attention/mass
 
@@ -23,13 +23,16 @@ struct Dims {
 // Below every score, and far enough from f32's end that exp of a difference meets no infinity (fast math forbids them).
 const LOWEST: f32 = -1.0e30;
 
-const MINE: u32 = (D4 + 3u) / 4u;   // output groups of a thread
+const MINE: u32 = (D4 + 7u) / 8u;   // output groups of a thread
+const PAIRS: u32 = (MINE + 1u) / 2u;
+const Q_ROW: u32 = 65u;
+const K_ROW: u32 = 33u;
+const K_AT: u32 = 4u * Q_ROW;
 
-var<workgroup> q_part: array<vec4<f32>, 132>;       // 4 groups of 32 queries: index d * 33 + query
-var<workgroup> k_part: array<vec4<f32>, 132>;       // 4 groups of 32 keys: index d * 33 + key
-var<workgroup> scores: array<f32, 1056>;            // 32 queries of 32 keys: index query * 33 + key
-var<workgroup> keeps: array<f32, 32>;               // what each query's former sums are multiplied by
-var<workgroup> v_part: array<vec4<f32>, 512>;       // 32 keys of 16 groups
+// In turn: four groups of channels of 64 queries, then of 32 keys; the highest scores of each thread; 16 groups of 32 values.
+var<workgroup> staged: array<vec4<f32>, 512>;
+// exp(score - highest): [key, thread's queries], a vec4 for a thread's four queries, which lie 16 apart.
+var<workgroup> weights: array<vec4<f32>, 512>;
 
 fn load_q(batch: u32, head: u32, query: u32, d: u32) -> vec4<f32> {
     if (query >= dims.queries || d >= D4) { return vec4<f32>(0.0); }
@@ -43,89 +46,106 @@ fn load_kv(batch: u32, head: u32, key: u32, offset: u32, d: u32) -> vec4<f32> {
 
 @compute @workgroup_size(128)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
-    let first = wid.x * 32u;
+    let first = wid.x * 64u;
     let head = wid.y;
     let batch = wid.z;
-    let lane = local % 32u;                 // loads: this query or key of the block
-    let band = local / 32u;                 // loads: this group of four
-    let sq = local / 8u * 2u;               // scores: two queries ..
-    let sk = local % 8u * 4u;               // .. of four keys
-    let mine = local / 4u;                  // output: this query of the block
-    let part = local % 4u;                  // output: every fourth group from here
-    var acc: array<vec4<f32>, MINE>;
-    for (var i = 0u; i < MINE; i++) { acc[i] = vec4<f32>(0.0); }
-    var highest = LOWEST;                   // of query `local`, in the first 32 threads
-    var sum = 0.0;
+    let mine = local / 8u;                  // queries mine, mine + 16, mine + 32, mine + 48 ..
+    let part = local % 8u;                  // .. and keys part, part + 8, .. of a block, groups part, part + 8, .. of the output
+    let queries = vec4<u32>(first + mine) + vec4<u32>(0u, 16u, 32u, 48u);
+    //: for i in 0..MINE
+    //: for r in 0..4
+    var acc_$i_$r = vec4<f32>(0.0);
+    //: end
+    //: end
+    var highest = vec4<f32>(LOWEST);        // of this thread's queries
+    var sum = vec4<f32>(0.0);               // over this thread's keys
     for (var block = 0u; block < dims.keys; block += 32u) {
-        var s0 = vec4<f32>(0.0);
-        var s1 = vec4<f32>(0.0);
+        // Scores of four queries and one key each.
+        //: for k in 0..4
+        var s_$k = vec4<f32>(0.0);
+        //: end
         for (var d = 0u; d < D4; d += 4u) {
-            q_part[band * 33u + lane] = load_q(batch, head, first + lane, d + band);
-            k_part[band * 33u + lane] = load_kv(batch, head, block + lane, dims.k_offset4, d + band);
+            //: for i in 0..2
+            staged[(local / 64u + 2u * $iu) * Q_ROW + local % 64u] =
+                load_q(batch, head, first + local % 64u, d + local / 64u + 2u * $iu);
+            //: end
+            staged[K_AT + local / 32u * K_ROW + local % 32u] =
+                load_kv(batch, head, block + local % 32u, dims.k_offset4, d + local / 32u);
             workgroupBarrier();
-            for (var i = 0u; i < 4u; i++) {
-                let a = q_part[i * 33u + sq];
-                let b = q_part[i * 33u + sq + 1u];
-                let k0 = k_part[i * 33u + sk];
-                let k1 = k_part[i * 33u + sk + 1u];
-                let k2 = k_part[i * 33u + sk + 2u];
-                let k3 = k_part[i * 33u + sk + 3u];
-                s0 += vec4<f32>(dot(a, k0), dot(a, k1), dot(a, k2), dot(a, k3));
-                s1 += vec4<f32>(dot(b, k0), dot(b, k1), dot(b, k2), dot(b, k3));
+            //: for j in 0..4
+            {
+                //: for r in 0..4
+                let q_$r = staged[$ju * Q_ROW + mine + 16u * $ru];
+                //: end
+                //: for k in 0..4
+                let k_$k = staged[K_AT + $ju * K_ROW + part + 8u * $ku];
+                s_$k += vec4<f32>(dot(q_0, k_$k), dot(q_1, k_$k), dot(q_2, k_$k), dot(q_3, k_$k));
+                //: end
             }
+            //: end
             workgroupBarrier();
         }
-        for (var i = 0u; i < 4u; i++) {
-            scores[sq * 33u + sk + i] = s0[i] * dims.scale;
-            scores[sq * 33u + 33u + sk + i] = s1[i] * dims.scale;
+        var next = highest;
+        //: for k in 0..4
+        let key_$k = block + part + 8u * $ku;
+        var seen_$k = vec4<bool>(key_$k < dims.keys);
+        if (CAUSAL) { seen_$k = seen_$k & (vec4<u32>(key_$k) <= queries); }
+        s_$k = select(vec4<f32>(LOWEST), s_$k * dims.scale, seen_$k);
+        next = max(next, s_$k);
+        //: end
+        staged[part * 16u + mine] = next;
+        workgroupBarrier();
+        for (var i = 0u; i < 8u; i++) { next = max(next, staged[i * 16u + mine]); }
+        let keep = exp(highest - next);
+        highest = next;
+        sum *= keep;
+        //: for k in 0..4
+        let p_$k = select(vec4<f32>(0.0), exp(s_$k - next), seen_$k);
+        sum += p_$k;
+        weights[(part + 8u * $ku) * 16u + mine] = p_$k;
+        //: end
+        //: for i in 0..MINE
+        //: for r in 0..4
+        acc_$i_$r *= keep[$r];
+        //: end
+        //: end
+        workgroupBarrier();
+        // The values, 16 groups of four channels at a time: a thread has two of them.
+        //: for c in 0..PAIRS
+        //: for i in 0..4
+        staged[local + 128u * $iu] =
+            load_kv(batch, head, block + local / 16u + 8u * $iu, dims.v_offset4, 16u * $cu + local % 16u);
+        //: end
+        workgroupBarrier();
+        for (var key = 0u; key < 32u; key++) {
+            let p = weights[key * 16u + mine];
+            let v_0 = staged[key * 16u + part];
+            //: for r in 0..4
+            acc_${2 * $c}_$r = fma(vec4<f32>(p[$r]), v_0, acc_${2 * $c}_$r);
+            //: end
+            //: if 2 * $c + 1 < MINE
+            let v_1 = staged[key * 16u + part + 8u];
+            //: for r in 0..4
+            acc_${2 * $c + 1}_$r = fma(vec4<f32>(p[$r]), v_1, acc_${2 * $c + 1}_$r);
+            //: end
+            //: end
         }
         workgroupBarrier();
-        if (local < 32u) {
-            let query = first + local;
-            let end = select(dims.keys, min(dims.keys, query + 1u), CAUSAL);
-            let count = min(32u, max(end, block) - block);
-            var next = highest;
-            for (var i = 0u; i < count; i++) { next = max(next, scores[local * 33u + i]); }
-            let keep = exp(highest - next);
-            sum *= keep;
-            for (var i = 0u; i < 32u; i++) {
-                let p = select(0.0, exp(scores[local * 33u + i] - next), i < count);
-                scores[local * 33u + i] = p;
-                sum += p;
-            }
-            keeps[local] = keep;
-            highest = next;
-        }
-        workgroupBarrier();
-        let keep = keeps[mine];
-        for (var chunk = 0u; chunk < MINE; chunk += 4u) {
-            for (var i = local; i < 512u; i += 128u) {
-                v_part[i] = load_kv(batch, head, block + i / 16u, dims.v_offset4, chunk * 4u + i % 16u);
-            }
-            workgroupBarrier();
-            for (var i = 0u; i < 4u; i++) {
-                if (chunk + i < MINE) {
-                    var value = acc[chunk + i] * keep;
-                    for (var key = 0u; key < 32u; key++) { value += scores[mine * 33u + key] * v_part[key * 16u + i * 4u + part]; }
-                    acc[chunk + i] = value;
-                }
-            }
-            workgroupBarrier();
-        }
+        //: end
     }
-    if (local < 32u) {
-        keeps[local] = sum;
-        if (WITH_LSE && first + local < dims.queries) {
-            lse[(batch * dims.heads + head) * dims.queries + first + local] = highest + log(sum);
-        }
-    }
+    staged[part * 16u + mine] = sum;
     workgroupBarrier();
-    let query = first + mine;
-    if (query >= dims.queries) { return; }
-    let total = keeps[mine];
-    let at = (batch * dims.queries + query) * dims.heads * D4 + head * D4;
-    for (var i = 0u; i < MINE; i++) {
-        let d = i * 4u + part;
-        if (d < D4) { out[at + d] = elem4(acc[i] / total); }
+    var total = vec4<f32>(0.0);
+    for (var i = 0u; i < 8u; i++) { total += staged[i * 16u + mine]; }
+    //: for r in 0..4
+    if (queries[$r] < dims.queries) {
+        if (WITH_LSE && part == 0u) {
+            lse[(batch * dims.heads + head) * dims.queries + queries[$r]] = highest[$r] + log(total[$r]);
+        }
+        let at = (batch * dims.queries + queries[$r]) * dims.heads * D4 + head * D4;
+        //: for i in 0..MINE
+        if (part + 8u * $iu < D4) { out[at + part + 8u * $iu] = elem4(acc_$i_$r / total[$r]); }
+        //: end
     }
+    //: end
 }

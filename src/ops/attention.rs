@@ -32,6 +32,7 @@ static REGISTER: Source = source!("attention/register.wgsl", "lib/keys_each.wgsl
 static SUBGROUP: Source = source!("attention/register.wgsl", "lib/keys_shared.wgsl");
 static COOP: Source = source!("attention/coop.wgsl");
 static TILE: Source = source!("attention/tile.wgsl");
+static WIDE: Source = source!("attention/wide.wgsl");
 static MASS: Source = source!("attention/mass.wgsl", "lib/linear.wgsl");
 static MASS_WORKGROUP: Source = source!("attention/mass_workgroup.wgsl");
 
@@ -69,6 +70,14 @@ pub static VARIANTS: &[Variant<Dims>] = &[
     Variant {
         name: "tile",
         source: &TILE,
+        needs: |caps| !caps.is_cpu() && caps.workgroup_memory >= 16 << 10,
+        // A thread holds an eighth of a head: wider ones leave registers.
+        fits: |d| d.d4 <= 40 && d.queries <= 64 * 65_535 && d.heads <= 65_535 && d.batch <= 65_535,
+        grid: |d| [d.queries.div_ceil(64), d.heads, d.batch],
+    },
+    Variant {
+        name: "wide",
+        source: &WIDE,
         needs: |caps| !caps.is_cpu() && caps.workgroup_memory >= 16 << 10,
         fits: |d| d.queries <= 32 * 65_535 && d.heads <= 65_535 && d.batch <= 65_535,
         grid: |d| [d.queries.div_ceil(32), d.heads, d.batch],

@@ -132,10 +132,10 @@ impl Run {
             .all(|node| [place.variant, "reduce"].contains(&node.variant))
     }
 
-    /// As [`Run::forced`], for an op of which all variants but those on matrix units take every shape and type.
+    /// As [`Run::forced`], for an op of which all variants but those on matrix units and in tiles take every shape and type.
     pub fn suits(&self, place: &Place) -> bool {
         let forced = self.forced(place);
-        let choosy = ["coop", "products"].contains(&place.variant);
+        let choosy = ["coop", "products", "tile"].contains(&place.variant);
         assert!(forced || choosy, "{}/{} was not taken", place.op, place.variant);
         forced
     }
