@@ -1,4 +1,5 @@
-// The main loop of the tile variants: C tile = sum over K of A tile times B tile by multiply-adds in f32, through workgroup memory.
+// The main loop of the tile and half variants: C tile = sum over K of A tile times B tile by multiply-adds, through workgroup memory.
+// HALF multiplies in f16, two at once on many GPUs, and adds eight products in f16 before f32 takes their sum.
 // The kernel gives what it gives lib/coop.wgsl. A thread has TM rows of eight columns, two neighbouring groups of four.
 // A step is BK deep. Its tiles are fetched into registers while the step before is multiplied: between fetch and use stands
 // a barrier, over which the drivers do not move them back to their use.
@@ -9,6 +10,7 @@ const TM: u32 = 8u;             // rows of a thread
 const B_RUN: u32 = 32u;         // neighbouring groups of four of B that neighbouring threads load
 const SPLITS: u32 = 1u;         // workgroups that share a tile's steps
 const SLICES: u32 = 1u;         // products of one kind side by side
+const HALF: u32 = 0u;
 const WIDE: bool = false;       // of no meaning here: f32 holds what f32 held
 const RAGGED: bool = false;     // are there rows or columns beyond the matrix in a tile?
 const GROUP: u32 = 8u;          // tiles down before the next column of tiles, so that neighbours share what is cached
@@ -31,10 +33,10 @@ var<private> share: u32;
 // Which of the products side by side it is of.
 var<private> slice: u32;
 
-var<workgroup> a_tile: array<vec4<f32>, BK4 * A_ROW>;   // [k / 4, row]
-var<workgroup> b_tile: array<vec4<f32>, BK * B_ROW>;    // [k, parity, column / 8]
+var<workgroup> a_tile: array<part4, BK4 * A_ROW>;   // [k / 4, row]
+var<workgroup> b_tile: array<part4, BK * B_ROW>;    // [k, parity, column / 8]
 
-fn operand(value: vec4<f32>) -> part4 { return value; }
+fn operand(value: vec4<f32>) -> part4 { return part4(value); }
 
 // The row of the tile that a thread's first load is of.
 fn own_row(local: u32) -> u32 { return local / BK4; }
@@ -64,6 +66,10 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: for r in 0..TM
     var acc_$r_0 = vec4<f32>(0.0);
     var acc_$r_1 = vec4<f32>(0.0);
+    //: if 0 < HALF
+    var few_$r_0 = part4();
+    var few_$r_1 = part4();
+    //: end
     //: end
     //: for i in 0..A_LOADS
     a_tile[a_to + $iu * A_ROWS] = load_a($iu);
@@ -90,10 +96,24 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
                 let b_0 = b_tile[($ju * 4u + $ku) * B_ROW + across];
                 let b_1 = b_tile[($ju * 4u + $ku) * B_ROW + B_HALF + across];
                 //: for r in 0..TM
-                acc_$r_0 = fma(vec4<f32>(a_$r[$k]), b_0, acc_$r_0);
-                acc_$r_1 = fma(vec4<f32>(a_$r[$k]), b_1, acc_$r_1);
+                //: if HALF < 1
+                acc_$r_0 = fma(part4(a_$r[$k]), b_0, acc_$r_0);
+                acc_$r_1 = fma(part4(a_$r[$k]), b_1, acc_$r_1);
+                //: end
+                //: if 0 < HALF
+                few_$r_0 = fma(part4(a_$r[$k]), b_0, few_$r_0);
+                few_$r_1 = fma(part4(a_$r[$k]), b_1, few_$r_1);
+                //: end
                 //: end
             }
+            //: end
+            //: if (1 - $j % 2) * (BK4 - 1) < HALF
+            //: for r in 0..TM
+            acc_$r_0 += vec4<f32>(few_$r_0);
+            acc_$r_1 += vec4<f32>(few_$r_1);
+            few_$r_0 = part4();
+            few_$r_1 = part4();
+            //: end
             //: end
         }
         //: end

@@ -16,6 +16,8 @@ pub struct Dims {
     pub coop: bool,
     /// Does the size suit tiles of multiply-adds?
     pub tile: bool,
+    /// Are both sides f16?
+    pub half: bool,
 }
 
 static PORTABLE: Source = source!("conv2d/portable.wgsl", "lib/conv.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
@@ -55,6 +57,14 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         needs: |caps| !caps.is_cpu(),
         fits: |d| d.tile,
         // By the tile: see product.rs.
+        grid: |_| [1, 1, 1],
+    },
+    Variant {
+        name: "half",
+        source: &TILE,
+        // Less exact than the others: taken only where it is asked for, by name.
+        needs: |caps| !caps.is_cpu() && caps.f16,
+        fits: |d| d.half && d.tile && d.m >= 8,
         grid: |_| [1, 1, 1],
     },
     Variant {
@@ -122,7 +132,8 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let m = shape[0] * shape[1] * shape[2];
     let product = Shape { m, n, k, slices: 1, depth: common_divisor(x_channels, y_channels) };
     let coop = product::fits(g, &product, Layout::Rows, [x.dtype, layer.weight.dtype]);
-    let dims = Dims { m, n4: n / 4, coop, tile: product::tiled(g, &product) };
+    let half = [x.dtype, layer.weight.dtype] == [DType::F16; 2];
+    let dims = Dims { m, n4: n / 4, coop, tile: product::tiled(g, &product), half };
     let way = format!("{:?} {:?} {kernel} {} {}", x.dtype, layer.weight.dtype, taps.stride, taps.resize.is_some());
     let (variant, cut) = product::pick(g, ("conv2d", VARIANTS), &dims, &product, &way);
     assert!(epilogue.activation != Activation::Geglu, "conv2d: no network has GEGLU after a convolution");

@@ -18,6 +18,8 @@ pub struct Dims {
     pub coop: bool,
     /// Does the size suit tiles of multiply-adds?
     pub tile: bool,
+    /// Are both sides f16?
+    pub half: bool,
 }
 
 static PORTABLE: Source = source!("matmul/portable.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
@@ -59,6 +61,14 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         grid: |_| [1, 1, 1],
     },
     Variant {
+        name: "half",
+        source: &TILE,
+        // Less exact than the others: taken only where it is asked for, by name.
+        needs: |caps| !caps.is_cpu() && caps.f16,
+        fits: |d| d.half && d.tile && d.m >= 8,
+        grid: |_| [1, 1, 1],
+    },
+    Variant {
         name: "portable",
         source: &PORTABLE,
         needs: |_| true,
@@ -73,7 +83,8 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
     assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
     let shape = Shape { m: a.rows(), n, k, slices: 1, depth: k };
     let suits = product::fits(g, &shape, Layout::Rows, [a.dtype, layer.weight.dtype]);
-    let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits, tile: product::tiled(g, &shape) };
+    let half = [a.dtype, layer.weight.dtype] == [DType::F16; 2];
+    let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits, tile: product::tiled(g, &shape), half };
     let form = format!("{:?} {:?} {:?}", a.dtype, layer.weight.dtype, epilogue.activation);
     let (variant, cut) = product::pick(g, ("matmul", VARIANTS), &dims, &shape, &form);
     let geglu = epilogue.activation == Activation::Geglu;

@@ -94,13 +94,14 @@ pub(crate) fn choose<'t, D>(g: &Graph, op: &str, table: &'t [Variant<D>], dims: 
 }
 
 /// The rows that the device and the dims allow, in order, or the one that the user forced if the dims allow it. The portable
-/// row only where there is no other: it is the one that others are held against.
+/// row only where there is no other: it is the one that others are held against. `half` never: it is less exact.
 pub(crate) fn candidates<'t, D>(g: &Graph, op: &str, table: &'t [Variant<D>], dims: &D) -> Vec<&'t Variant<D>> {
     let first = choose(g, op, table, dims);
     if g.forced_variant(op).is_some() {
         return vec![first];
     }
-    let other = |row: &&Variant<D>| (row.needs)(g.caps()) && (row.fits)(dims) && row.name != "portable";
+    let other =
+        |row: &&Variant<D>| (row.needs)(g.caps()) && (row.fits)(dims) && !["portable", "half"].contains(&row.name);
     let rows: Vec<&Variant<D>> = table.iter().filter(other).collect();
     if rows.is_empty() { vec![first] } else { rows }
 }

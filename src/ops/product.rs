@@ -39,14 +39,27 @@ pub enum Method {
     Coop,
     /// Multiply-adds in f32. A thread has `wm` rows of `wn` columns.
     Tile,
+    /// Multiply-adds in f16, of which f32 takes the sums of eight. Less exact.
+    Half,
+}
+
+impl Method {
+    /// The row of the op's table.
+    fn name(self) -> &'static str {
+        match self {
+            Method::Coop => "coop",
+            Method::Tile => "tile",
+            Method::Half => "half",
+        }
+    }
 }
 
 const fn tile([bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside: u32) -> Tile {
     Tile { bm, bn, bk, wm, wn, alone, beside, method: Method::Coop }
 }
 
-const fn fma([bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside: u32) -> Tile {
-    Tile { bm, bn, bk, wm, wn, alone, beside, method: Method::Tile }
+const fn fma(method: Method, [bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside: u32) -> Tile {
+    Tile { bm, bn, bk, wm, wn, alone, beside, method }
 }
 
 /// Tiles of matrices with an edge of 16.
@@ -71,13 +84,19 @@ pub enum Layout {
     Columns,
 }
 
-/// Tiles of multiply-adds; the last two take every depth. Their times are predictions, at 60 % of an H200's rate: not measured yet.
-const TILES_FMA: &[Tile] = &[
-    fma([128, 128, 16, 8, 8], 2000, 3700),
-    fma([128, 64, 16, 8, 8], 1150, 1900),
-    fma([64, 64, 16, 8, 8], 700, 1000),
-    fma([64, 64, 4, 8, 8], 300, 400),
-];
+/// Tiles of multiply-adds; the last takes every depth. Their times are predictions, at 60 % of an H200's rate: not measured yet.
+const TILES_FMA: &[Tile] = &of_threads(Method::Tile);
+/// The same in f16.
+const TILES_HALF: &[Tile] = &of_threads(Method::Half);
+
+const fn of_threads(method: Method) -> [Tile; 4] {
+    [
+        fma(method, [128, 128, 16, 8, 8], 2000, 3700),
+        fma(method, [128, 64, 16, 8, 8], 1150, 1900),
+        fma(method, [64, 64, 16, 8, 8], 700, 1000),
+        fma(method, [64, 64, 4, 8, 8], 300, 400),
+    ]
+}
 
 impl Tile {
     /// Invocations of a workgroup.
@@ -98,8 +117,9 @@ impl Tile {
 
     /// Bytes of workgroup memory, as lib/coop.wgsl and lib/tile.wgsl declare it.
     fn memory(&self, edge: u32, layout: Layout) -> u32 {
-        if self.method == Method::Tile {
-            return (self.bk / 4 * (self.bm + 2) + self.bk * (self.bn / 4 + 8)) * 16;
+        if self.method != Method::Coop {
+            let bytes = if self.method == Method::Half { 8 } else { 16 };
+            return (self.bk / 4 * (self.bm + 2) + self.bk * (self.bn / 4 + 8)) * bytes;
         }
         let subgroups = self.threads(1);
         let [lines, width] = self.lines(layout);
@@ -135,12 +155,15 @@ pub struct Shape {
 /// Multiprocessors that a product should fill: wgpu does not tell how many there are.
 const UNITS: u32 = 132;
 
-/// The tiles that suit the device, the layout and the depth; `units` are its matrix units' edge and lanes, none for multiply-adds.
-fn tiles(caps: &Caps, units: Option<[u32; 2]>, layout: Layout, depth: u32) -> impl Iterator<Item = &'static Tile> {
-    let all = match units {
-        None => TILES_FMA,
-        Some([16, _]) => TILES_16,
-        Some(_) => TILES_8,
+/// The tiles of a method that suit the device, the layout and the depth; matrix units only where the device has them.
+fn tiles(caps: &Caps, method: Method, layout: Layout, depth: u32) -> impl Iterator<Item = &'static Tile> {
+    let units = caps.coop();
+    let all = match (method, units) {
+        (Method::Tile, _) => TILES_FMA,
+        (Method::Half, _) => TILES_HALF,
+        (Method::Coop, Some([16, _])) => TILES_16,
+        (Method::Coop, Some(_)) => TILES_8,
+        (Method::Coop, None) => &[],
     };
     let units = units.unwrap_or_default();
     all.iter().filter(move |tile| depth.is_multiple_of(tile.bk) && tile.suits(caps, units, layout))
@@ -153,14 +176,13 @@ fn count(tile: &Tile, shape: &Shape) -> u64 {
 
 /// Can this product of a graph run in tiles of multiply-adds?
 pub fn tiled(g: &Graph, shape: &Shape) -> bool {
-    tiles(g.caps(), None, Layout::Rows, shape.depth).any(|tile| count(tile, shape) <= 65_535)
+    tiles(g.caps(), Method::Tile, Layout::Rows, shape.depth).any(|tile| count(tile, shape) <= 65_535)
 }
 
 /// Can this product of a graph run on matrix units? A in f32 is rounded to f16 only where the graph's operands are.
 pub fn fits(g: &Graph, shape: &Shape, layout: Layout, [a, b]: [DType; 2]) -> bool {
-    let units = g.caps().coop();
     let halves = b == DType::F16 && (a == DType::F16 || g.operands == DType::F16);
-    units.is_some() && halves && shape.m >= 8 && tiles(g.caps(), units, layout, shape.depth).next().is_some()
+    halves && shape.m >= 8 && tiles(g.caps(), Method::Coop, layout, shape.depth).next().is_some()
 }
 
 /// A tile, and how many workgroups share its depth.
@@ -175,13 +197,12 @@ pub struct Cut {
 impl std::fmt::Display for Cut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Tile { bm, bn, bk, wm, wn, method, .. } = self.tile;
-        let name = if method == Method::Coop { "coop" } else { "tile" };
-        write!(f, "{name} {bm}x{bn}x{bk} of {wm}x{wn}, {} shares", self.shares)
+        write!(f, "{} {bm}x{bn}x{bk} of {wm}x{wn}, {} shares", method.name(), self.shares)
     }
 }
 
 /// The ways to cut a product into up to `most` shares, the one that should be fastest first.
-fn cuts(shape: &Shape, caps: &Caps, units: Option<[u32; 2]>, layout: Layout, most: u32) -> Vec<Cut> {
+fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, most: u32) -> Vec<Cut> {
     let time = |tile: &Tile, splits: u32| -> u64 {
         let groups = count(tile, shape) * u64::from(shape.slices) * u64::from(splits);
         let steps = u64::from((shape.k / tile.bk).div_ceil(splits));
@@ -197,7 +218,8 @@ fn cuts(shape: &Shape, caps: &Caps, units: Option<[u32; 2]>, layout: Layout, mos
         rounds * (steps * u64::from(step) + 2500) + reduction
     };
     let splits = [1, 2, 3, 4, 6, 8, 12, 16];
-    let all = tiles(caps, units, layout, shape.depth).flat_map(|tile| splits.map(|shares| Cut { tile: *tile, shares }));
+    let all =
+        tiles(caps, method, layout, shape.depth).flat_map(|tile| splits.map(|shares| Cut { tile: *tile, shares }));
     let enough = |cut: &Cut| cut.shares == 1 || (cut.shares <= most && shape.k / cut.tile.bk / cut.shares >= 4);
     let mut cuts: Vec<Cut> = all.filter(|cut| count(&cut.tile, shape) <= 65_535).filter(enough).collect();
     cuts.sort_by_key(|cut| time(&cut.tile, cut.shares));
@@ -218,15 +240,12 @@ pub(crate) fn pick<'t, D>(
 ) -> (&'t Variant<D>, Option<Cut>) {
     let mut ways = Vec::new();
     for row in candidates(g, op, table, dims) {
-        let units = match row.name {
-            "coop" => g.caps().coop(),
-            "tile" => None,
-            _ => {
-                ways.push((row, None));
-                continue;
-            }
+        let methods = [Method::Coop, Method::Tile, Method::Half];
+        let Some(method) = methods.into_iter().find(|method| method.name() == row.name) else {
+            ways.push((row, None));
+            continue;
         };
-        let cuts = cuts(shape, g.caps(), units, Layout::Rows, 16);
+        let cuts = cuts(shape, g.caps(), method, Layout::Rows, 16);
         ways.extend(cuts.into_iter().take(TRIED).map(|cut| (row, Some(cut))));
     }
     let name = |(row, cut): &(&Variant<D>, Option<Cut>)| cut.map_or(row.name.to_owned(), |cut| cut.to_string());
@@ -238,8 +257,7 @@ pub(crate) fn pick<'t, D>(
 
 /// The cut of a product that has no other way than tiles of this method; none where they do not take it. As [`pick`].
 pub(crate) fn pick_cut(g: &mut Graph, op: &str, shape: &Shape, form: &str, method: Method) -> Option<Cut> {
-    let units = if method == Method::Coop { Some(g.caps().coop()?) } else { None };
-    let mut cuts = cuts(shape, g.caps(), units, Layout::Rows, 16);
+    let mut cuts = cuts(shape, g.caps(), method, Layout::Rows, 16);
     cuts.truncate(TRIED);
     let Shape { m, n, k, depth, .. } = shape;
     let names = cuts.iter().map(Cut::to_string).collect::<Vec<_>>();
@@ -280,7 +298,7 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         bias,
     } = product;
     let [coop, by_fma] = sources;
-    let (source, variant) = if tile.method == Method::Coop { (coop, "coop") } else { (by_fma, "tile") };
+    let (source, variant) = (if tile.method == Method::Coop { coop } else { by_fma }, tile.method.name());
     let (stand_in, weights) = (reads[0], reads[reads.len() - 1].dtype);
     let rows = shape.m * shape.slices;
     let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, rows);
@@ -358,9 +376,7 @@ pub(crate) struct Bare {
 /// Record a product of activations.
 pub(crate) fn record_bare(g: &mut Graph, product: Bare) {
     let Bare { op, variant, source, shape, mut head, dims, reads, write, layout, wide } = product;
-    let units = g.caps().coop();
-    assert!(units.is_some(), "{op}: coop on a device without");
-    let Some(Cut { tile, .. }) = cuts(&shape, g.caps(), units, layout, 1).into_iter().next() else {
+    let Some(Cut { tile, .. }) = cuts(&shape, g.caps(), Method::Coop, layout, 1).into_iter().next() else {
         unreachable!("{op}: {shape:?} was said to fit")
     };
     head.extend(heads(&tile, g.caps(), layout));
@@ -386,7 +402,11 @@ fn heads(tile: &Tile, caps: &Caps, layout: Layout) -> Vec<(&'static str, Value)>
     let mut numbers = vec![("BM", bm), ("BN", bn), ("BK", bk), ("B_RUN", tile.run(lanes, layout))];
     let mut head = Vec::new();
     match method {
-        Method::Tile => numbers.push(("TM", wm)),
+        Method::Tile | Method::Half => {
+            let half = method == Method::Half;
+            numbers.extend([("TM", wm), ("HALF", u32::from(half))]);
+            head.push(("part4", vec4_of(if half { DType::F16 } else { DType::F32 })));
+        }
         Method::Coop => {
             let columns = u32::from(layout == Layout::Columns);
             numbers.extend([("EDGE", edge), ("LANES", lanes), ("WM", wm), ("WN", wn), ("B_COLUMNS", columns)]);
@@ -417,6 +437,23 @@ mod tests {
     }
 
     #[test]
+    fn some_tile_of_multiply_adds_suits_every_device() {
+        for profile in [NoopProfile::BROWSER, NoopProfile::APPLE, NoopProfile::H200] {
+            let caps = caps(profile);
+            for depth in [4, 12, 16, 320] {
+                let left: Vec<&Tile> = tiles(&caps, Method::Tile, Layout::Rows, depth).collect();
+                assert!(!left.is_empty(), "{}: {depth}", caps.name);
+                assert!(left.iter().all(|t| t.memory(0, Layout::Rows) <= caps.workgroup_memory && t.threads(0) <= 256));
+            }
+        }
+        assert_eq!(
+            tiles(&caps(NoopProfile::BROWSER), Method::Tile, Layout::Rows, 16).count(),
+            3,
+            "all but the largest"
+        );
+    }
+
+    #[test]
     fn the_tables_suit_the_devices_they_were_made_for() {
         let nvidia = caps(NoopProfile::H200);
         assert!(TILES_16.iter().all(|tile| tile.suits(&nvidia, [16, 32], Layout::Rows)));
@@ -424,8 +461,9 @@ mod tests {
         // Some tile is left for other subgroups and for less memory, and every one that is left fits there.
         let others = [([16, 64], 64 << 10), ([16, 32], 32 << 10), ([8, 32], 32 << 10)];
         for ((units, memory), layout) in others.into_iter().flat_map(|o| [(o, Layout::Rows), (o, Layout::Columns)]) {
-            let other = Caps { workgroup_memory: memory, ..nvidia.clone() };
-            let left: Vec<&Tile> = tiles(&other, Some(units), layout, 320).collect();
+            let (cooperative, subgroup_size) = (vec![units[0]], [units[1]; 2]);
+            let other = Caps { workgroup_memory: memory, cooperative, subgroup_size, ..nvidia.clone() };
+            let left: Vec<&Tile> = tiles(&other, Method::Coop, layout, 320).collect();
             assert!(units[0] == 8 || !left.is_empty(), "{units:?}");
             assert!(left.iter().all(|tile| tile.memory(units[0], layout) <= memory), "{units:?}: {left:?}");
             for tile in left {

@@ -5,7 +5,7 @@ use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
 use scumble::ops::matmul::TYPES;
 use scumble::ops::{Activation, Conv};
 
-use crate::compare::{check, limit};
+use crate::compare::{check, limit, limit_of};
 use crate::epilogue::{Bias, Form, HostEpilogue, PLAIN};
 use crate::harness::{Place, everywhere};
 use crate::values::{Draws, Host, normal, weights};
@@ -107,7 +107,7 @@ fn check_case(place: &Place, types: (DType, DType, DType), case: Case) -> bool {
         return false;
     }
     let got = run.finish(&[result]);
-    check(place, limit(c_type), &format!("{types:?} {case:?}"), &got[0], &epilogue.reference(&sums));
+    check(place, limit_of(place, c_type), &format!("{types:?} {case:?}"), &got[0], &epilogue.reference(&sums));
     true
 }
 

@@ -135,7 +135,7 @@ impl Run {
     /// As [`Run::forced`], for an op of which all variants but those on matrix units and in tiles take every shape and type.
     pub fn suits(&self, place: &Place) -> bool {
         let forced = self.forced(place);
-        let choosy = ["coop", "products", "tile"].contains(&place.variant);
+        let choosy = ["coop", "products", "tile", "half"].contains(&place.variant);
         assert!(forced || choosy, "{}/{} was not taken", place.op, place.variant);
         forced
     }

@@ -4,7 +4,7 @@ use scumble::gpu::DType;
 use scumble::ops::matmul::{TYPES, matmul};
 use scumble::ops::{Activation, Epilogue, Linear};
 
-use crate::compare::{check, limit};
+use crate::compare::{check, limit, limit_of};
 use crate::epilogue::{Bias, Form, HostEpilogue, PLAIN};
 use crate::harness::{Place, everywhere};
 use crate::values::{Draws, Host, normal, weights};
@@ -41,7 +41,7 @@ fn case(place: &Place, types: (DType, DType, DType), [m, n, k]: [u32; 3], form: 
     let got = run.finish(&[out]);
     check(
         place,
-        limit(c_type),
+        limit_of(place, c_type),
         &format!("{types:?} m {m} n {n} k {k} {form:?}"),
         &got[0],
         &epilogue.reference(&product(&a, &b)),
