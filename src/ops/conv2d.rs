@@ -1,6 +1,7 @@
 //! conv2d: 1x1 and 3x3 convolution, channels last, as an implicit matrix product over taps and channels.
 
-use super::product::{self, Layout, Method, Product, Shape};
+use super::product::{self, Product};
+use super::tiles::{Layout, Method, Shape};
 use super::{Activation, Conv, Epilogue, Variant, assert_residual, source, vec4_of, weight_lib};
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -48,7 +49,7 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         source: &COOP,
         needs: |caps| caps.coop().is_some(),
         fits: |d| d.coop,
-        // By the tile: see product.rs.
+        // By the tile: see tiles.rs.
         grid: |_| [1, 1, 1],
     },
     Variant {
@@ -56,7 +57,7 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         source: &TILE,
         needs: |caps| !caps.is_cpu(),
         fits: |d| d.tile,
-        // By the tile: see product.rs.
+        // By the tile: see tiles.rs.
         grid: |_| [1, 1, 1],
     },
     Variant {

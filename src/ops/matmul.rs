@@ -1,6 +1,7 @@
 //! matmul: C = act(A B + bias) + residual, A [M, K] activations, B [K, N] weights.
 
-use super::product::{self, Layout, Product, Shape};
+use super::product::{self, Product};
+use super::tiles::{Layout, Shape};
 use super::{Activation, Epilogue, Linear, Variant, assert_residual, source, vec4_of, weight_lib};
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source};
@@ -49,7 +50,7 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         source: &COOP,
         needs: |caps| caps.coop().is_some(),
         fits: |d| d.coop,
-        // By the tile: see product.rs.
+        // By the tile: see tiles.rs.
         grid: |_| [1, 1, 1],
     },
     Variant {
@@ -57,7 +58,7 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         source: &TILE,
         needs: |caps| !caps.is_cpu(),
         fits: |d| d.m >= 8 && d.tile,
-        // By the tile: see product.rs.
+        // By the tile: see tiles.rs.
         grid: |_| [1, 1, 1],
     },
     Variant {

@@ -20,6 +20,7 @@ pub mod product;
 pub mod repack;
 pub mod repeat;
 pub mod take;
+pub mod tiles;
 pub mod time_embedding;
 
 /// One row of an op's table: a kernel, what the device must have, which shapes it takes, and its grid.

@@ -3,7 +3,8 @@
 use super::{Attention, Dims};
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source};
-use crate::ops::product::{self, Bare, Layout, Shape};
+use crate::ops::product::{self, Bare};
+use crate::ops::tiles::{Layout, Shape};
 use crate::ops::{source, vec4_of};
 
 pub(super) static SCORES: Source = source!("attention/scores.wgsl", "lib/coop.wgsl");

@@ -1,0 +1,258 @@
+//! Tiles of products: which there are, which suit a device, and in how many shares a product should be fastest.
+
+use crate::gpu::Caps;
+
+/// Rows, columns and depth of a workgroup's tile, rows and columns of a subgroup's part, and the time of a step of BK, in
+/// nanoseconds on an H200, alone on a multiprocessor and beside another one (benches/NOTES.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Rows.
+    pub bm: u32,
+    /// Columns.
+    pub bn: u32,
+    /// Depth of a step.
+    pub bk: u32,
+    /// Rows of a subgroup.
+    pub wm: u32,
+    /// Columns of a subgroup.
+    pub wn: u32,
+    alone: u32,
+    /// 0 where registers allow one workgroup alone.
+    beside: u32,
+    /// What multiplies it.
+    pub method: Method,
+}
+
+/// What multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Matrix units: f16, sums in f32. A subgroup has `wm` rows of `wn` columns.
+    Coop,
+    /// Multiply-adds in f32. A thread has `wm` rows of `wn` columns.
+    Tile,
+    /// Multiply-adds in f16, of which f32 takes the sums of eight. Less exact.
+    Half,
+}
+
+impl Method {
+    /// The row of the op's table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Method::Coop => "coop",
+            Method::Tile => "tile",
+            Method::Half => "half",
+        }
+    }
+}
+
+const fn tile([bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside: u32) -> Tile {
+    Tile { bm, bn, bk, wm, wn, alone, beside, method: Method::Coop }
+}
+
+const fn fma(method: Method, [bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside: u32) -> Tile {
+    Tile { bm, bn, bk, wm, wn, alone, beside, method }
+}
+
+/// Tiles of matrices with an edge of 16.
+const TILES_16: &[Tile] = &[
+    tile([128, 256, 32, 64, 64], 970, 0),
+    tile([128, 128, 32, 64, 64], 640, 1000),
+    tile([128, 160, 32, 32, 80], 727, 0),
+    tile([64, 320, 32, 32, 80], 709, 0),
+    tile([64, 160, 32, 32, 80], 529, 870),
+    tile([64, 64, 32, 32, 32], 350, 500),
+];
+
+/// Tiles of matrices with an edge of 8.
+const TILES_8: &[Tile] = &[tile([32, 32, 16, 16, 16], 1, 0)];
+
+/// How the second operand of a product lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// [K, N], as weights do.
+    Rows,
+    /// [N, K]: A times B transposed.
+    Columns,
+}
+
+/// Tiles of multiply-adds; the last takes every depth. Their times are predictions, at 60 % of an H200's rate: not measured yet.
+const TILES_FMA: &[Tile] = &of_threads(Method::Tile);
+/// The same in f16.
+const TILES_HALF: &[Tile] = &of_threads(Method::Half);
+
+const fn of_threads(method: Method) -> [Tile; 4] {
+    [
+        fma(method, [128, 128, 16, 8, 8], 2000, 3700),
+        fma(method, [128, 64, 16, 8, 8], 1150, 1900),
+        fma(method, [64, 64, 16, 8, 8], 700, 1000),
+        fma(method, [64, 64, 4, 8, 8], 300, 400),
+    ]
+}
+
+impl Tile {
+    /// Invocations of a workgroup.
+    pub(crate) fn threads(&self, lanes: u32) -> u32 {
+        let parts = (self.bm / self.wm) * (self.bn / self.wn);
+        if self.method == Method::Coop { parts * lanes } else { parts }
+    }
+
+    /// Lines of B's tile, and how long they are.
+    pub(crate) fn lines(&self, layout: Layout) -> [u32; 2] {
+        if layout == Layout::Rows { [self.bk, self.bn] } else { [self.bn, self.bk] }
+    }
+
+    /// Groups of four of B that neighbouring threads load: the longest run that divides a line of its tile and the threads.
+    pub(crate) fn run(&self, lanes: u32, layout: Layout) -> u32 {
+        1 << (self.lines(layout)[1] / 4).trailing_zeros().min(self.threads(lanes).trailing_zeros())
+    }
+
+    /// Bytes of workgroup memory, as lib/coop.wgsl and lib/tile.wgsl declare it.
+    fn memory(&self, edge: u32, layout: Layout) -> u32 {
+        if self.method != Method::Coop {
+            let bytes = if self.method == Method::Half { 8 } else { 16 };
+            return (self.bk / 4 * (self.bm + 2) + self.bk * (self.bn / 4 + 8)) * bytes;
+        }
+        let subgroups = self.threads(1);
+        let [lines, width] = self.lines(layout);
+        let (a, b) = (self.bm * (self.bk / 4 + 2) * 8, lines * (width / 4 + 2) * 8);
+        a + b + subgroups * edge * (edge / 4 + 1) * 16
+    }
+
+    /// Does it fit the device, and do its threads share its loads evenly? wgpu checks neither: too much workgroup memory hangs
+    /// a driver's compiler.
+    fn suits(&self, caps: &Caps, [edge, lanes]: [u32; 2], layout: Layout) -> bool {
+        let threads = self.threads(lanes);
+        let even = (self.bm * self.bk / 4).is_multiple_of(threads)
+            && (self.lines(layout)[0] * self.run(lanes, layout)).is_multiple_of(threads);
+        even && threads <= caps.invocations && self.memory(edge, layout) <= caps.workgroup_memory
+    }
+}
+
+/// A product's size, and what of its depth lies in one piece.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Rows.
+    pub m: u32,
+    /// Columns.
+    pub n: u32,
+    /// Depth.
+    pub k: u32,
+    /// Products of this size side by side.
+    pub slices: u32,
+    /// Every source's channels are multiples of this.
+    pub depth: u32,
+}
+
+/// Multiprocessors that a product should fill: wgpu does not tell how many there are.
+const UNITS: u32 = 132;
+
+/// The tiles of a method that suit the device, the layout and the depth; matrix units only where the device has them.
+pub(crate) fn tiles(caps: &Caps, method: Method, layout: Layout, depth: u32) -> impl Iterator<Item = &'static Tile> {
+    let units = caps.coop();
+    let all = match (method, units) {
+        (Method::Tile, _) => TILES_FMA,
+        (Method::Half, _) => TILES_HALF,
+        (Method::Coop, Some([16, _])) => TILES_16,
+        (Method::Coop, Some(_)) => TILES_8,
+        (Method::Coop, None) => &[],
+    };
+    let units = units.unwrap_or_default();
+    all.iter().filter(move |tile| depth.is_multiple_of(tile.bk) && tile.suits(caps, units, layout))
+}
+
+/// Tiles of a product, which a grid counts in one dimension.
+pub(crate) fn count(tile: &Tile, shape: &Shape) -> u64 {
+    u64::from(shape.m.div_ceil(tile.bm)) * u64::from(shape.n.div_ceil(tile.bn))
+}
+
+/// A tile, and how many workgroups share its depth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The tile.
+    pub tile: Tile,
+    /// Workgroups.
+    pub shares: u32,
+}
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Tile { bm, bn, bk, wm, wn, method, .. } = self.tile;
+        write!(f, "{} {bm}x{bn}x{bk} of {wm}x{wn}, {} shares", method.name(), self.shares)
+    }
+}
+
+/// The ways to cut a product into up to `most` shares, the one that should be fastest first.
+pub(crate) fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, most: u32) -> Vec<Cut> {
+    let time = |tile: &Tile, splits: u32| -> u64 {
+        let groups = count(tile, shape) * u64::from(shape.slices) * u64::from(splits);
+        let steps = u64::from((shape.k / tile.bk).div_ceil(splits));
+        let units = u64::from(UNITS);
+        let (rounds, step) = match tile.beside {
+            0 => (groups.div_ceil(units), tile.alone),
+            beside if groups > units => (groups.div_ceil(2 * units), beside),
+            _ => (1, tile.alone),
+        };
+        // Start and end of a tile, and the reduction: its dispatch, and its traffic at 2.5 TB/s.
+        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 2500;
+        let reduction = if splits > 1 { 4000 + share } else { 0 };
+        rounds * (steps * u64::from(step) + 2500) + reduction
+    };
+    let splits = [1, 2, 3, 4, 6, 8, 12, 16];
+    let all =
+        tiles(caps, method, layout, shape.depth).flat_map(|tile| splits.map(|shares| Cut { tile: *tile, shares }));
+    let enough = |cut: &Cut| cut.shares == 1 || (cut.shares <= most && shape.k / cut.tile.bk / cut.shares >= 4);
+    let mut cuts: Vec<Cut> = all.filter(|cut| count(&cut.tile, shape) <= 65_535).filter(enough).collect();
+    cuts.sort_by_key(|cut| time(&cut.tile, cut.shares));
+    cuts
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::gpu::Gpu;
+    use crate::gpu::noop::NoopProfile;
+
+    fn caps(profile: NoopProfile) -> Caps {
+        pollster::block_on(Gpu::noop(&profile)).expect("noop").caps().clone()
+    }
+
+    #[test]
+    fn some_tile_of_multiply_adds_suits_every_device() {
+        for profile in [NoopProfile::BROWSER, NoopProfile::APPLE, NoopProfile::H200] {
+            let caps = caps(profile);
+            for depth in [4, 12, 16, 320] {
+                let left: Vec<&Tile> = tiles(&caps, Method::Tile, Layout::Rows, depth).collect();
+                assert!(!left.is_empty(), "{}: {depth}", caps.name);
+                assert!(left.iter().all(|t| t.memory(0, Layout::Rows) <= caps.workgroup_memory && t.threads(0) <= 256));
+            }
+        }
+        assert_eq!(
+            tiles(&caps(NoopProfile::BROWSER), Method::Tile, Layout::Rows, 16).count(),
+            3,
+            "all but the largest"
+        );
+    }
+
+    #[test]
+    fn the_tables_suit_the_devices_they_were_made_for() {
+        let nvidia = caps(NoopProfile::H200);
+        assert!(TILES_16.iter().all(|tile| tile.suits(&nvidia, [16, 32], Layout::Rows)));
+        assert!(TILES_8.iter().all(|tile| tile.suits(&caps(NoopProfile::LAVAPIPE_26), [8, 8], Layout::Rows)));
+        // Some tile is left for other subgroups and for less memory, and every one that is left fits there.
+        let others = [([16, 64], 64 << 10), ([16, 32], 32 << 10), ([8, 32], 32 << 10)];
+        for ((units, memory), layout) in others.into_iter().flat_map(|o| [(o, Layout::Rows), (o, Layout::Columns)]) {
+            let (cooperative, subgroup_size) = (vec![units[0]], [units[1]; 2]);
+            let other = Caps { workgroup_memory: memory, cooperative, subgroup_size, ..nvidia.clone() };
+            let left: Vec<&Tile> = tiles(&other, Method::Coop, layout, 320).collect();
+            assert!(units[0] == 8 || !left.is_empty(), "{units:?}");
+            assert!(left.iter().all(|tile| tile.memory(units[0], layout) <= memory), "{units:?}: {left:?}");
+            for tile in left {
+                let (threads, run) = (tile.threads(units[1]), tile.run(units[1], layout));
+                // What the kernel loads is the whole tile: rows from load to load, runs side by side.
+                let [lines, width] = tile.lines(layout);
+                let (loads, runs) = (lines * width / 4 / threads, width / 4 / run);
+                assert_eq!(loads / runs * (threads / run), lines, "{units:?}, {layout:?}: {tile:?}");
+            }
+        }
+    }
+}
