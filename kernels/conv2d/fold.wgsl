@@ -1,11 +1,12 @@
 // The weights of a 3x3 convolution after doubling by nearest neighbour, as four 2x2 convolutions on the small picture: one for each
 // parity of the output's line and column. Taps that read the same small pixel are added. One thread for four output channels.
 alias weight4 = vec4<f32>;
+alias folded4 = vec4<f32>;
 
 struct Dims { channels: u32, n4: u32 }
 
 @group(0) @binding(0) var<storage, read> weight: array<weight4>;            // [3, 3, channels, n4]
-@group(0) @binding(1) var<storage, read_write> folded: array<weight4>;      // [2, 2 of parity, 2, 2 taps, channels, n4]
+@group(0) @binding(1) var<storage, read_write> folded: array<folded4>;      // [2, 2 of parity, 2, 2 taps, channels, n4]
 @group(0) @binding(2) var<uniform> dims: Dims;
 
 // The first tap of three, and how many, that read what folded tap `tap` of an even (0) or odd (1) line or column reads.
@@ -28,5 +29,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
             sum += vec4<f32>(weight[(y * 3u + x) * one + index % one]);
         }
     }
-    folded[index] = weight4(sum);
+    folded[index] = folded4(sum);
 }

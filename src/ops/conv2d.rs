@@ -230,11 +230,17 @@ pub fn fold(g: &mut Graph, layer: &Conv, pixels: u32) -> Option<Tensor> {
     doubled_by(g, &shape, g.dtype, layer.weight.dtype).filter(|_| layer.kernel == 3)?;
     let weight = layer.weight.bind(g);
     let [_, _, k, n] = weight.dims;
-    let folded = g.weights("folded weights", [1, 1, k / 9 * 16, n], weight.dtype);
+    // A sum of f16 weights is no f16: where all else is f32 it stays exact.
+    let dtype = if g.operands == DType::F32 { DType::F32 } else { weight.dtype };
+    let folded = g.weights("folded weights", [1, 1, k / 9 * 16, n], dtype);
     g.push(Node {
         op: "conv2d_fold",
         variant: "portable",
-        kernel: Kernel { source: &FOLD, libs: vec![], head: vec![("weight4", vec4_of(weight.dtype))] },
+        kernel: Kernel {
+            source: &FOLD,
+            libs: vec![],
+            head: vec![("weight4", vec4_of(weight.dtype)), ("folded4", vec4_of(dtype))],
+        },
         reads: vec![weight],
         writes: vec![folded],
         dims: vec![k / 9, n / 4],

@@ -55,7 +55,7 @@ const fn fma(method: Method, [bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside:
 
 /// Tiles of matrices with an edge of 16.
 const TILES_16: &[Tile] = &[
-    tile([128, 256, 32, 64, 64], 970, 0),
+    tile([128, 256, 32, 64, 64], 1150, 0),
     tile([128, 128, 32, 64, 64], 640, 1000),
     tile([128, 160, 32, 32, 80], 727, 0),
     tile([64, 320, 32, 32, 80], 709, 0),

@@ -174,8 +174,15 @@ impl Run {
         }
         let checked = run(&block_on(program.with_checks()).unwrap_or_else(|e| panic!("{e}")));
         for (tensor, (found, checked)) in tensors.iter().zip(found.iter().zip(&checked)) {
-            let same = found.iter().zip(checked).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same, "{:?}: with runtime checks the result is another", tensor.dims);
+            // A GPU's compiler contracts multiply-adds as the code around them lies: there, rounding may differ.
+            let room = match (gpu.caps().is_cpu(), tensor.dtype) {
+                (true, _) => 0.0,
+                (false, DType::F32) => 2e-6,
+                (false, _) => 1e-3,
+            } * found.iter().filter(|v| v.is_finite()).fold(0.0, |most: f64, v| most.max(v.abs()));
+            let same = found.iter().zip(checked).all(|(a, b)| a.to_bits() == b.to_bits() || (a - b).abs() <= room);
+            let off = found.iter().zip(checked).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(same, "{:?}: with runtime checks the result is another, by up to {off:.1e}", tensor.dims);
         }
         found
     }
