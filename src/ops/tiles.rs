@@ -75,7 +75,8 @@ pub enum Layout {
     Columns,
 }
 
-/// Tiles of multiply-adds; the last takes every depth. Their times are predictions, at 60 % of an H200's rate: not measured yet.
+/// Tiles of multiply-adds; the last takes every depth. Their times are at 60 % of an H200's rate, as predicted and as measured for whole
+/// products (benches/NOTES.md).
 const TILES_FMA: &[Tile] = &of_threads(Method::Tile);
 /// The same in f16.
 const TILES_HALF: &[Tile] = &of_threads(Method::Half);
