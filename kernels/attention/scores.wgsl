@@ -43,9 +43,9 @@ fn load_b(i: u32) -> vec4<f16> {
     return operand(vec4<f32>(kv[key * dims.kv_stride4 + dims.k_offset4 + column]));
 }
 
-fn store_c(row: u32, n4: u32, first: vec4<f32>, second: vec4<f32>) {
+const PAIRED: u32 = 0u;
+
+fn store_four(row: u32, n4: u32, sum: vec4<f32>) {
     // Both operands were scaled down, and the sums up once.
-    let scale = dims.scale * select(1.0, SCALE, WIDE);
-    out[row * dims.n4 + n4] = first * scale;
-    if (n4 + 1u < dims.n4) { out[row * dims.n4 + n4 + 1u] = second * scale; }
+    out[row * dims.n4 + n4] = sum * dims.scale * select(1.0, SCALE, WIDE);
 }

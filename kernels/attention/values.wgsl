@@ -48,8 +48,8 @@ fn load_b(i: u32) -> vec4<f16> {
     return operand(vec4<f32>(kv[key * dims.kv_stride4 + dims.v_offset4 + column]));
 }
 
-fn store_c(row: u32, n4: u32, first: vec4<f32>, second: vec4<f32>) {
-    let at = (row * dims.heads + slice % dims.heads) * dims.n4 + n4;
-    out[at] = out4(first);
-    if (n4 + 1u < dims.n4) { out[at + 1u] = out4(second); }
+const PAIRED: u32 = 0u;
+
+fn store_four(row: u32, n4: u32, sum: vec4<f32>) {
+    out[(row * dims.heads + slice % dims.heads) * dims.n4 + n4] = out4(sum);
 }

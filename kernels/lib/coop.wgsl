@@ -1,5 +1,6 @@
 // The main loop of the coop variants: C tile = sum over K of A tile times B tile on matrix units, through workgroup memory.
-// The kernel gives prepare(row0, n4_0, local, step), load_a(i), load_b(i), advance(), steps(), row_of_c(row), dims.m and dims.n4.
+// The kernel gives prepare(row0, n4_0, local, step), load_a(i), load_b(i), advance(), steps(), row_of_c(row), dims.m and dims.n4;
+// what stores says whether two groups of four make one of the output (PAIRED) and gives store_four(row, n4, sum) or store_c(row, n4, first, second).
 // A step is BK deep. Its tiles are fetched into registers while the step before is multiplied: between fetch and use stands
 // a barrier, over which the drivers do not move them back to their use.
 const EDGE: u32 = 16u;          // of a matrix
@@ -26,10 +27,10 @@ const A_ROW: u32 = BK4 + 2u;    // padded, so that the rows of a matrix lie in d
 const B_LINES: u32 = BK + B_COLUMNS * (BN - BK);
 const B_WIDTH: u32 = BN4 - B_COLUMNS * (BN4 - BK4);
 const B_ROW: u32 = B_WIDTH + 2u;
-const C_ROW: u32 = EDGE / 4u + 1u;
 const A_LOADS: u32 = BM * BK4 / THREADS;
 const B_LOADS: u32 = BK * BN4 / THREADS;
-const PAIRS: u32 = EDGE * EDGE / 8u;                // pairs of four columns in a matrix
+const C_ROW: u32 = EDGE / 4u;   // not padded: two workgroups have to fit into the memory of one multiprocessor (benches/NOTES.md)
+const FOURS: u32 = EDGE * C_ROW;                    // groups of four columns in a matrix
 const A_ROWS: u32 = THREADS / BK4;                  // rows from one load of a thread to its next
 const B_ROWS: u32 = THREADS / B_RUN;
 const B_RUNS: u32 = B_WIDTH / B_RUN;
@@ -139,14 +140,18 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: for j in 0..FN
     coopStoreT(acc_$i_$j, &c_tile[c_to], C_ROW);
     workgroupBarrier();
-    for (var pair = lane; pair < PAIRS; pair += LANES) {
-        let r = pair / (EDGE / 8u);
-        let c = pair % (EDGE / 8u) * 2u;
-        let row = row0 + wm + $iu * EDGE + r;
-        let n4 = n4_0 + (wn + $ju * EDGE) / 4u + c;
+    // Neighbouring threads store neighbours; where two groups make one of the output, each takes both.
+    for (var four = lane * (1u + PAIRED); four < FOURS; four += LANES * (1u + PAIRED)) {
+        let row = row0 + wm + $iu * EDGE + four / C_ROW;
+        let n4 = n4_0 + (wn + $ju * EDGE) / 4u + four % C_ROW;
         if (!RAGGED || (row < dims.m && n4 < dims.n4)) {
             let scale = select(1.0, SCALE, WIDE);
-            store_c(row_of_c(row), n4, c_tile[c_to + r * C_ROW + c] * scale, c_tile[c_to + r * C_ROW + c + 1u] * scale);
+            //: if PAIRED < 1
+            store_four(row_of_c(row), n4, c_tile[c_to + four] * scale);
+            //: end
+            //: if 0 < PAIRED
+            store_c(row_of_c(row), n4, c_tile[c_to + four] * scale, c_tile[c_to + four + 1u] * scale);
+            //: end
         }
     }
     workgroupBarrier();

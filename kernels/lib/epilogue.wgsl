@@ -3,6 +3,7 @@
 const ACTIVATION: u32 = 0u;      // 0 none, 1 SiLU, 2 GELU (erf), 3 quick GELU, 4 GEGLU
 const HAS_BIAS: bool = false;
 const HAS_RESIDUAL: bool = false;
+const PAIRED: u32 = ACTIVATION / 4u;
 
 // erf by Abramowitz & Stegun 7.1.26, |error| < 1.5e-7.
 fn erf4(x: vec4<f32>) -> vec4<f32> {
@@ -28,18 +29,19 @@ fn load_bias(row: u32, n4: u32) -> vec4<f32> {
 
 // Two neighbouring groups of four channels, n4 even. With GEGLU they are the value and its gate, and make one output.
 fn store_c(row: u32, n4: u32, first: vec4<f32>, second: vec4<f32>) {
-    let a = first + load_bias(row, n4);
-    if (ACTIVATION == 4u) {
+    if (PAIRED == 1u) {
         let at = row * (dims.n4 / 2u) + n4 / 2u;
-        out[at] = out4(a * gelu4(second + load_bias(row, n4 + 1u)));
+        out[at] = out4((first + load_bias(row, n4)) * gelu4(second + load_bias(row, n4 + 1u)));
         return;
     }
-    store_one(row * dims.n4 + n4, activate(a));
-    if (n4 + 1u < dims.n4) { store_one(row * dims.n4 + n4 + 1u, activate(second + load_bias(row, n4 + 1u))); }
+    store_four(row, n4, first);
+    if (n4 + 1u < dims.n4) { store_four(row, n4 + 1u, second); }
 }
 
-fn store_one(at: u32, value: vec4<f32>) {
-    var v = value;
+// Four channels, unless they are PAIRED.
+fn store_four(row: u32, n4: u32, sum: vec4<f32>) {
+    let at = row * dims.n4 + n4;
+    var v = activate(sum + load_bias(row, n4));
     if (HAS_RESIDUAL) { v += vec4<f32>(residual[at]); }
     out[at] = out4(v);
 }

@@ -25,7 +25,7 @@ pub fn fits(g: &Graph, shape: &Shape, layout: Layout, [a, b]: [DType; 2]) -> boo
 }
 
 /// Cuts of a product that are tried when it is tuned.
-const TRIED: usize = 6;
+const TRIED: usize = 8;
 
 /// The row of the op's table and, in tiles, the cut that a product runs with: the estimate's, or what tuning found.
 /// `form` tells products of one size apart, where they run differently. [`Graph::picked`] ends what is recorded with it.

@@ -3,7 +3,8 @@
 use crate::gpu::Caps;
 
 /// Rows, columns and depth of a workgroup's tile, rows and columns of a subgroup's part, and the time of a step of BK, in
-/// nanoseconds on an H200, alone on a multiprocessor and beside another one (benches/NOTES.md).
+/// nanoseconds on an H200, alone on a multiprocessor and beside another one (benches/NOTES.md): two fit there if each takes at most half
+/// of 48 KiB of workgroup memory and of the registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// Rows.
@@ -17,7 +18,7 @@ pub struct Tile {
     /// Columns of a subgroup.
     pub wn: u32,
     alone: u32,
-    /// 0 where registers allow one workgroup alone.
+    /// 0 where memory or registers allow one workgroup alone.
     beside: u32,
     /// What multiplies it.
     pub method: Method,
@@ -55,12 +56,18 @@ const fn fma(method: Method, [bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside:
 
 /// Tiles of matrices with an edge of 16.
 const TILES_16: &[Tile] = &[
-    tile([128, 256, 32, 64, 64], 1150, 0),
-    tile([128, 128, 32, 64, 64], 640, 1000),
-    tile([128, 160, 32, 32, 80], 727, 0),
-    tile([64, 320, 32, 32, 80], 709, 0),
-    tile([64, 160, 32, 32, 80], 529, 870),
-    tile([64, 64, 32, 32, 32], 350, 500),
+    tile([128, 320, 32, 64, 80], 1030, 0),
+    tile([256, 160, 32, 64, 80], 1050, 0),
+    tile([128, 256, 32, 64, 64], 870, 0),
+    tile([128, 128, 32, 64, 64], 525, 870),
+    tile([128, 160, 32, 32, 80], 640, 0),
+    tile([64, 320, 32, 32, 80], 630, 0),
+    tile([64, 160, 32, 32, 80], 500, 870),
+    tile([128, 80, 32, 32, 80], 540, 850),
+    tile([64, 128, 32, 32, 64], 390, 590),
+    tile([64, 80, 64, 16, 80], 660, 1100),
+    tile([64, 64, 64, 32, 32], 390, 710),
+    tile([64, 64, 32, 32, 32], 320, 390),
 ];
 
 /// Tiles of matrices with an edge of 8.
@@ -116,7 +123,7 @@ impl Tile {
         let subgroups = self.threads(1);
         let [lines, width] = self.lines(layout);
         let (a, b) = (self.bm * (self.bk / 4 + 2) * 8, lines * (width / 4 + 2) * 8);
-        a + b + subgroups * edge * (edge / 4 + 1) * 16
+        a + b + subgroups * edge * edge * 4
     }
 
     /// Does it fit the device, and do its threads share its loads evenly? wgpu checks neither: too much workgroup memory hangs
@@ -188,15 +195,17 @@ pub(crate) fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, m
         let groups = count(tile, shape) * u64::from(shape.slices) * u64::from(splits);
         let steps = u64::from((shape.k / tile.bk).div_ceil(splits));
         let units = u64::from(UNITS);
-        let (rounds, step) = match tile.beside {
-            0 => (groups.div_ceil(units), tile.alone),
-            beside if groups > units => (groups.div_ceil(2 * units), beside),
-            _ => (1, tile.alone),
+        let (rounds, at_once, step) = match tile.beside {
+            0 => (groups.div_ceil(units), 1, tile.alone),
+            beside if groups > units => (groups.div_ceil(2 * units), 2, beside),
+            _ => (1, 1, tile.alone),
         };
-        // Start and end of a tile, and the reduction: its dispatch, and its traffic at 2.5 TB/s.
-        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 2500;
-        let reduction = if splits > 1 { 4000 + share } else { 0 };
-        rounds * (steps * u64::from(step) + 2500) + reduction
+        // Start and end of a tile: the first loads, and the traffic of what is stored.
+        let ends = 2500 + at_once * u64::from(tile.bm * tile.bn) / 8;
+        // The reduction: its dispatch, and its traffic, through the cache for the most part, at 5 TB/s.
+        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 5000;
+        let reduction = if splits > 1 { 3500 + share } else { 0 };
+        rounds * (steps * u64::from(step) + ends) + reduction
     };
     let splits = [1, 2, 3, 4, 6, 8, 12, 16];
     let all =
