@@ -2,11 +2,12 @@
 
 use crate::conditioning::{chunked, common_length};
 use crate::error::Result;
+use crate::gpu::wait::lock;
 use crate::gpu::{DType, Graph};
 use crate::guidance::{Surroundings, denoise};
 use crate::ops::blend::Kept;
 use crate::parts::{Mode, ModelBytes, PartBytes, load_encoder};
-use crate::picture::{Tiling, plan_decode, plan_encode};
+use crate::picture::{Tiling, VaePlan, plan_decode, plan_encode};
 use crate::pipeline::Pipeline;
 use crate::request::Request;
 use crate::sampling::{Job, arities, lincombs};
@@ -30,6 +31,8 @@ pub struct Forecast {
     pub encode_tiling: Option<Tiling>,
     /// How the result is cut, if it is.
     pub decode_tiling: Option<Tiling>,
+    /// Is there room for the decoder beside the loop, to get ready meanwhile?
+    pub early: bool,
 }
 
 /// As [`crate::gpu::Gpu::storage`] rounds.
@@ -66,6 +69,27 @@ impl Pipeline {
 
     /// Record everything without a byte allocated: does it fit, and what will the peak be?
     pub(crate) async fn forecast(&self, request: &Request, job: &Job) -> Result<Forecast> {
+        let tokens = self.count_tokens(request, job)?;
+        // All that it depends on.
+        let key = format!(
+            "{tokens} {:?} {:?} {:?} {:?} {:?}",
+            (job.shape, job.passes, job.timesteps.len(), job.sees_masks, job.masked),
+            (&request.sampler, &request.scheduler, request.steps, request.denoise),
+            (request.init.is_some(), request.vae_tile, request.clip_skip, request.autotune),
+            (self.gpu.memory_in_use().0, self.gpu.tuned()),
+            self.is_resident(),
+        );
+        if let Some((known, forecast)) = &*lock(&self.foreseen)
+            && *known == key
+        {
+            return Ok(*forecast);
+        }
+        let forecast = self.record_all(request, job, tokens).await?;
+        *lock(&self.foreseen) = Some((key, forecast));
+        Ok(forecast)
+    }
+
+    async fn record_all(&self, request: &Request, job: &Job, tokens: u32) -> Result<Forecast> {
         let what = format!("a picture of {}x{} (batch {})", job.shape[3] * 8, job.shape[2] * 8, job.shape[0]);
         let m = self.bytes;
         // Beside what lies on the device already, a part that is not resident comes to its stage; what it needs while it is
@@ -80,15 +104,21 @@ impl Pipeline {
         let first = b * h * w * u64::from(job.passes.prompts()) * self.model.unet.config.levels[0].channels as u64;
         self.gpu.check_size(&what, first * self.dtype.bytes())?;
 
-        let tokens = self.count_tokens(request, job)?;
         let text = self.forecast_text(request, tokens, &what)?;
         let (encode, encode_tiling) = self.forecast_encode(request, job, &what).await?;
-        let sample = self.forecast_sample(job, tokens, &what)?;
-        let (decode, decode_tiling) = self.forecast_decode(request, job, beside(m.decoder), &what)?;
-        let most = stage(m.text, text).max(encode).max(stage(m.unet, sample)).max(stage(m.decoder, decode));
+        let (before, sample) = self.forecast_sample(job, tokens, &what)?;
+        let decode = self.forecast_decode(request, job, beside(m.decoder), &what)?;
+        let beside_loop = sample + decode.ready;
+        // A software device is busy itself, and what an unknown device has to spare nobody knows.
+        let room = self.gpu.caps().memory.is_some() && self.gpu.check_memory(&what, beside_loop, HINT).is_ok();
+        let early =
+            self.is_resident() && decode.tiling.is_none() && !request.autotune && !self.gpu.caps().is_cpu() && room;
+        let sample = before.max(if early { beside_loop } else { sample });
+        let most = stage(m.text, text).max(encode).max(stage(m.unet, sample)).max(stage(m.decoder, decode.bytes));
         self.gpu.check_memory(&what, most, HINT)?;
         let peak = self.gpu.memory_in_use().0 + most;
-        Ok(Forecast { model: m, text, encode, sample, decode, peak, encode_tiling, decode_tiling })
+        let (decode, decode_tiling) = (decode.bytes, decode.tiling);
+        Ok(Forecast { model: m, text, encode, sample, decode, peak, encode_tiling, decode_tiling, early })
     }
 
     /// Tokens of the context, all prompts of one length.
@@ -127,15 +157,15 @@ impl Pipeline {
         Ok((part.weights + plan.bytes.max(part.loading), plan.tiling))
     }
 
-    fn forecast_decode(&self, request: &Request, job: &Job, beside: u64, what: &str) -> Result<(u64, Option<Tiling>)> {
+    fn forecast_decode(&self, request: &Request, job: &Job, beside: u64, what: &str) -> Result<VaePlan> {
         let channels = &self.model.vae()?.config.block_out_channels;
         let [_, h, w, _] = job.dims();
         let fits = |n: u64| self.gpu.check_memory(what, beside + n, HINT);
-        let plan = plan_decode(&self.gpu, &self.planned.decoder, channels, [h, w], request.vae_tile, &fits)?;
-        Ok((plan.bytes, plan.tiling))
+        plan_decode(&self.gpu, &self.planned.decoder, channels, [h, w], request.vae_tile, &fits)
     }
 
-    fn forecast_sample(&self, job: &Job, tokens: u32, what: &str) -> Result<u64> {
+    /// Bytes before the loop, and in it.
+    fn forecast_sample(&self, job: &Job, tokens: u32, what: &str) -> Result<(u64, u64)> {
         let gpu = &self.gpu;
         let alignment = gpu.caps().uniform_alignment;
         let unet = &self.planned.unet;
@@ -202,6 +232,6 @@ impl Pipeline {
         // Latents and masks are read back one after the other while the loop's buffers still live.
         let readback = latent.max(mask);
         let sample = g.planned_bytes(alignment) + kept + latents + mask + scalars + lincomb_dims + readback;
-        Ok(sample.max(before))
+        Ok((before, sample))
     }
 }

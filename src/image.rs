@@ -27,7 +27,10 @@ fn area(width: u32, height: u32) -> usize {
 
 /// 0 .. 1 to the nearest of 256 levels, halves up; what lies outside is cut off.
 fn level(value: f32) -> u8 {
-    (value.clamp(0.0, 1.0) * 255.0).round() as u8
+    let scaled = value.clamp(0.0, 1.0) * 255.0;
+    // As `round`, which many processors have no instruction for.
+    let below = scaled as u8;
+    below + u8::from(scaled - f32::from(below) >= 0.5)
 }
 
 impl Image {
@@ -43,13 +46,19 @@ impl Image {
     pub fn from_nhwc(data: &[f32], width: u32, height: u32, stride: usize) -> Result<Image> {
         assert_eq!(data.len(), area(width, height) * stride, "picture of {width} x {height}, {stride} numbers a pixel");
         assert!(stride >= 3, "picture of {stride} numbers a pixel");
-        let colors = data.chunks_exact(stride).flat_map(|pixel| &pixel[..3]);
-        let bad = colors.clone().filter(|value| !value.is_finite()).count();
+        let mut rgb = vec![0; area(width, height) * 3];
+        let mut bad = 0;
+        for (to, from) in rgb.chunks_exact_mut(3).zip(data.chunks_exact(stride)) {
+            for (to, &value) in to.iter_mut().zip(from) {
+                bad += usize::from(!value.is_finite());
+                *to = level((value + 1.0) / 2.0);
+            }
+        }
         if bad > 0 {
             let found = format!("{bad} of {} that are NaN or infinite", area(width, height) * 3);
             return Err(Error::invalid("the VAE's picture", "finite numbers (try --precision f32)", found));
         }
-        Ok(Image { width, height, rgb: colors.map(|value| level((value + 1.0) / 2.0)).collect() })
+        Ok(Image { width, height, rgb })
     }
 
     /// A grey picture of `values` [height, width], 0 .. `max` to black .. white.

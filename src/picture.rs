@@ -36,7 +36,15 @@ const SMALLEST: u32 = 64;
 /// Pixels, at the resolution where tiles are cut nearest to the latents, that a tile sees beyond its own.
 const MARGIN: u32 = 16;
 
-/// Final latents [B, h, w, 4] in the UNet's scale to pictures.
+/// The decoder for whole pictures of [h, w] latents, compiled and with its memory.
+///
+/// # Errors
+/// Of the device.
+pub(crate) async fn ready(gpu: &Gpu, decoder: &Decoder, config: &VaeConfig, size: [u32; 2]) -> Result<Whole> {
+    Recorded::new(gpu, decoder, config, size).await?.ready().await
+}
+
+/// Final latents [B, h, w, 4] in the UNet's scale to pictures; `early`: the decoder for whole pictures, if it is ready.
 ///
 /// # Errors
 /// [`Error::Cancelled`]; [`Error::Invalid`] for pictures that are not finite; of the device.
@@ -48,14 +56,16 @@ pub(crate) async fn decode(
     latents: &[f32],
     [batch, h, w]: [u32; 3],
     tiling: Option<Tiling>,
+    early: Option<Whole>,
     tune: bool,
     mut profile: Option<&mut Profile>,
     observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Vec<Image>> {
     let c = config.latent_channels as u32;
-    let whole = match tiling {
-        Some(_) => None,
-        None => {
+    let whole = match (tiling, early) {
+        (Some(_), _) => None,
+        (None, Some(whole)) => Some(whole),
+        (None, None) => {
             let whole = Recorded::new(gpu, decoder, config, [h, w]).await?;
             if tune {
                 whole.tune(observe).await?;
@@ -128,7 +138,7 @@ impl<'a> Recorded<'a> {
 }
 
 /// The decoder for whole pictures, ready to run.
-struct Whole {
+pub(crate) struct Whole {
     latent: Buffer,
     program: Program,
     scalars: crate::gpu::run::Steps,
@@ -197,6 +207,8 @@ pub(crate) async fn encode_picture(
 /// Bytes that the VAE needs beside its parameters, and how the picture is cut.
 pub(crate) struct VaePlan {
     pub bytes: u64,
+    /// Of them, what is there before it runs, where it runs whole.
+    pub ready: u64,
     pub tiling: Option<Tiling>,
 }
 
@@ -219,6 +231,7 @@ const STATISTICS: u64 = 4 << 20;
 /// Bytes in all, of the largest tensor, and of what enters.
 struct Need {
     bytes: u64,
+    ready: u64,
     largest: u64,
     enters: u64,
 }
@@ -232,7 +245,8 @@ fn measure(gpu: &Gpu, [h, w, c]: [u32; 3], network: Network<'_>) -> Need {
     let working = g.planned_bytes(gpu.caps().uniform_alignment);
     // While it runs, what enters is there; while the result is read back, a copy of that.
     let (enters, result) = (bytes(x.bytes()), bytes(out.bytes()));
-    Need { bytes: (working + 256 + enters + result).max(2 * result), largest: g.largest_tensor(), enters }
+    let ready = working + 256 + enters + result;
+    Need { bytes: ready.max(2 * result), ready, largest: g.largest_tensor(), enters }
 }
 
 /// How to run a side of a VAE on a picture of [h, w] pixels: whole if it fits, else with as many levels whole, and then as large
@@ -241,7 +255,7 @@ fn plan_vae(gpu: &Gpu, [h, w]: [u32; 2], side: &Side<'_>, forced: Option<u32>, f
     let check = |need: &Need| gpu.check_size("the VAE's picture", need.largest).and_then(|()| fits(need.bytes));
     let whole = (side.whole)();
     let refused = match (forced, check(&whole)) {
-        (None, Ok(())) => return Ok(VaePlan { bytes: whole.bytes, tiling: None }),
+        (None, Ok(())) => return Ok(VaePlan { bytes: whole.bytes, ready: whole.ready, tiling: None }),
         (_, refused) => refused,
     };
     for levels in (0..side.levels).rev() {
@@ -259,7 +273,7 @@ fn plan_vae(gpu: &Gpu, [h, w]: [u32; 2], side: &Side<'_>, forced: Option<u32>, f
                 let all = one + (tiles - 1) * far.enters;
                 let held = fits(all).is_ok();
                 let bytes = near.bytes.max(if held { all } else { one });
-                return Ok(VaePlan { bytes, tiling: Some(Tiling { whole: levels, tile, held }) });
+                return Ok(VaePlan { bytes, ready: 0, tiling: Some(Tiling { whole: levels, tile, held }) });
             }
             tile /= 2;
         }

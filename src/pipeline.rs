@@ -1,6 +1,7 @@
 //! Prompt to picture, top to bottom: text, noise, the sampler's loop, decode. Nothing else.
 
 use std::ops::ControlFlow;
+use std::sync::Mutex;
 
 use web_time::Instant;
 
@@ -8,6 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::conditioning::{Conditioning, Encoder, encode};
 use crate::denoiser::{Scales, Step, steps};
 use crate::error::{Error, Result};
+use crate::forecast::Forecast;
 use crate::gpu::run::Profile;
 use crate::gpu::tune::Observe;
 use crate::gpu::{DType, Gpu, Graph, Program};
@@ -20,7 +22,7 @@ use crate::ops::degrade::RADIUS;
 use crate::parts::{
     Lent, Mode, ModelBytes, Networks, activation_type, load_clip, load_decoder, load_encoder, load_unet,
 };
-use crate::picture::{Tiling, decode, encode_picture};
+use crate::picture::{Tiling, decode, encode_picture, ready};
 use crate::request::{Generated, Memory, Precision, Progress, Request, Timings};
 use crate::sampler::{Recording, sampler};
 use crate::sampling::{Given, Job, Sampling};
@@ -48,6 +50,8 @@ pub struct Pipeline {
     pub(crate) planned: Networks,
     resident: Option<Networks>,
     pub(crate) bytes: ModelBytes,
+    /// The last forecast, and what it was for.
+    pub(crate) foreseen: Mutex<Option<(String, Forecast)>>,
 }
 
 impl Pipeline {
@@ -60,7 +64,8 @@ impl Pipeline {
         let (planned, bytes) = Networks::make(gpu, &model, dtype, Mode::Plan).await?;
         let (schedule, prediction) = model.schedule();
         let (gpu, embeddings) = (gpu.clone(), Embeddings::none());
-        Ok(Pipeline { gpu, model, embeddings, schedule, prediction, dtype, planned, resident: None, bytes })
+        let (resident, foreseen) = Default::default();
+        Ok(Pipeline { gpu, model, embeddings, schedule, prediction, dtype, planned, resident, bytes, foreseen })
     }
 
     /// Load a model onto a device; with `lowmem`, only plan it.
@@ -146,7 +151,16 @@ impl Pipeline {
 
         // the loop
         let since = Instant::now();
-        sampling.run(&job, &mut generator, profile.as_mut(), observe).await?;
+        let config = &self.model.vae()?.config;
+        let [b, h, w, _] = job.dims();
+        // The decoder gets ready while the device is busy. Should its memory be refused, it is asked for again when it is its turn.
+        let mut early = None;
+        let meanwhile = async {
+            if let (true, Some(networks)) = (forecast.early, &self.resident) {
+                early = ready(&self.gpu, &networks.decoder, config, [h, w]).await.ok();
+            }
+        };
+        sampling.run(&job, &mut generator, profile.as_mut(), observe, meanwhile).await?;
         let latents = sampling.latents(&job).await?;
         let masks = sampling.masks(&job).await?;
         timings.sample = ms(since);
@@ -155,13 +169,11 @@ impl Pipeline {
 
         // latents → pictures
         let since = Instant::now();
-        let config = &self.model.vae()?.config;
         let decoder = self.decoder().await?;
-        let [b, h, w, _] = job.dims();
         let tiling = forecast.decode_tiling;
         let (size, tune) = ([b, h, w], request.autotune);
         let mut images =
-            decode(&self.gpu, &decoder, config, &latents, size, tiling, tune, profile.as_mut(), observe).await?;
+            decode(&self.gpu, &decoder, config, &latents, size, tiling, early, tune, profile.as_mut(), observe).await?;
         if let Some(init) = &request.init
             && let Some(mask) = init.feathered()
         {

@@ -254,14 +254,16 @@ impl Sampling {
         self.buffer(Recording::START).write(&x);
     }
 
-    /// Replay the recording: one submit a step, at most two steps in flight.
+    /// Replay the recording: one submit a step, at most two steps in flight. `meanwhile` is what the host does once there are.
     pub async fn run(
         &mut self,
         job: &Job,
         generator: &mut Generator,
         mut profile: Option<&mut Profile>,
         observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+        meanwhile: impl Future<Output = ()>,
     ) -> Result<()> {
+        let mut meanwhile = Some(meanwhile);
         let steps = job.recording.steps.len();
         let mut stop = observe(Progress::Start { steps }).is_break();
         let (mut call, mut combination) = (0, 0);
@@ -291,6 +293,11 @@ impl Sampling {
             }
             step.submit(profile.as_deref_mut()).await?;
             let ticket = self.gpu.ticket();
+            if in_flight.is_some()
+                && let Some(meanwhile) = meanwhile.take()
+            {
+                meanwhile.await;
+            }
             if let Some(before) = in_flight.replace(ticket) {
                 before.await?;
                 stop = observe(Progress::Step { done: i, steps }).is_break();

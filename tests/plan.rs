@@ -71,6 +71,24 @@ fn the_planned_peak_is_the_peak_that_is_allocated() {
 }
 
 #[test]
+fn the_decoder_gets_ready_beside_the_loop_where_there_is_room() {
+    let request = Request { steps: 3, width: Some(384), height: Some(384), ..Default::default() };
+    let check = |memory: u64, early: bool| {
+        let pipeline = pipeline(&NoopProfile { memory: Some(memory), ..NoopProfile::H200 });
+        let foreseen = block_on(pipeline.foresee(&request)).expect("it fits");
+        assert_eq!(foreseen.early, early, "{memory} bytes");
+        // The second time, the forecast is remembered.
+        for _ in 0..2 {
+            let memory = run(&pipeline, &request).expect("a run").memory;
+            assert_eq!((memory.planned_peak, memory.peak), (foreseen.peak, foreseen.peak), "early: {early}");
+        }
+        foreseen.peak
+    };
+    let both = check(8 << 30, true);
+    assert!(check(both - 1, false) < both);
+}
+
+#[test]
 fn odd_latents_are_planned() {
     let pipeline = pipeline(&NoopProfile::LAVAPIPE);
     for (width, height) in [(40, 40), (40, 56), (264, 72), (136, 200)] {

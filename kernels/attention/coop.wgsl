@@ -151,8 +151,8 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         if (grew_$r) { grown[0] = 1u; }
         //: end
         // From here on nobody reads this block's keys or the last one's values.
-        let rescale = workgroupUniformLoad(&grown[0]);
-        grown[0] = 0u;
+        workgroupBarrier();
+        let rescale = grown[0];
         //: for i in 0..LOADS
         if (key_$i < BKEY) {
             k_tile[kv_to_$i] = k_$i;
@@ -203,6 +203,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: end
         //: end
         workgroupBarrier();
+        grown[0] = 0u;
         //: for c in 0..FK
         //: for i in 0..FM
         let fp_$i_$c = coopLoadT<MatA>(&p_tile[p_to + $iu * EDGE * P_ROW + $cu * EDGE / 4u], P_ROW);

@@ -76,7 +76,7 @@ pub async fn step(pipeline: &Pipeline, request: &Request, passes: Passes, batch:
         sampling.start(&job, &given, &unit, scale);
         let since = Instant::now();
         let mut observe = |_: Progress| ControlFlow::Continue(());
-        sampling.run(&job, &mut Generator::new(request.seed), profile, &mut observe).await?;
+        sampling.run(&job, &mut Generator::new(request.seed), profile, &mut observe, async {}).await?;
         let ms = since.elapsed().as_secs_f64() * 1e3;
         Ok((ms, sampling.latents(&job).await?))
     };

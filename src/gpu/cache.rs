@@ -21,6 +21,8 @@ pub(super) struct Cache {
     pub pipelines: Option<wgpu::PipelineCache>,
     /// The pipelines' bytes as they are on disk.
     stored: Mutex<Vec<u8>>,
+    /// How many were compiled when that was last looked at: asking the driver for all of them takes milliseconds.
+    compiled: Mutex<usize>,
 }
 
 /// The file of the tuned choices.
@@ -44,14 +46,17 @@ impl Cache {
             // file is written whole or not at all, and wgpu and the driver check the header and begin anew if it is another's.
             unsafe { device.create_pipeline_cache(&descriptor) }
         });
-        Cache { folder, pipelines, stored: Mutex::new(stored) }
+        Cache { folder, pipelines, stored: Mutex::new(stored), compiled: Mutex::default() }
     }
 
-    /// Keep the pipelines compiled so far.
+    /// Keep the pipelines compiled so far, `compiled` of them.
     ///
     /// # Errors
     /// [`Error::File`] if the folder cannot be written.
-    pub fn save_pipelines(&self) -> Result<()> {
+    pub fn save_pipelines(&self, compiled: usize) -> Result<()> {
+        if std::mem::replace(&mut *lock(&self.compiled), compiled) == compiled {
+            return Ok(());
+        }
         let Some(data) = self.pipelines.as_ref().and_then(wgpu::PipelineCache::get_data) else { return Ok(()) };
         let mut stored = lock(&self.stored);
         if data == *stored || data.len() > MOST_BYTES {

@@ -43,7 +43,7 @@ pub struct Caps {
     pub max_buffer: u64,
     /// Bytes of workgroup memory.
     pub workgroup_memory: u32,
-    /// Invocations in a workgroup.
+    /// Invocations in a workgroup, all in a row.
     pub invocations: u32,
     /// Storage buffers in one stage.
     pub storage_buffers: u32,
@@ -74,7 +74,7 @@ impl Caps {
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
-            invocations: limits.max_compute_invocations_per_workgroup,
+            invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
             storage_buffers: limits.max_storage_buffers_per_shader_stage,
             uniform_alignment: limits.min_uniform_buffer_offset_alignment,
             memory: None,

@@ -1,5 +1,6 @@
 //! The device: adapters, opening one, creation of buffers with scopes, memory in use, and waiting without blocking.
 
+use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::path::PathBuf;
@@ -43,6 +44,8 @@ pub(super) struct Inner {
     pub cache: Option<Cache>,
     /// The way that tuning chose for what was asked.
     pub choices: Mutex<BTreeMap<String, String>>,
+    /// See [`Gpu::memo`].
+    memo: Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>,
     /// Build kernels with all runtime checks.
     pub checked: bool,
     variants: BTreeMap<String, String>,
@@ -56,6 +59,9 @@ struct Live {
     now: u64,
     peak: u64,
 }
+
+/// Memos above which all are forgotten.
+const MOST_MEMOS: usize = 8192;
 
 const NO_ADAPTER: &str = "no GPU adapter found: scumble needs Vulkan, Metal or DX12; install your graphics driver, \
     or on Debian/Ubuntu a software device with `apt-get install libvulkan1 mesa-vulkan-drivers` (slower)";
@@ -151,6 +157,7 @@ impl Gpu {
             pipelines: Mutex::default(),
             cache,
             choices,
+            memo: Mutex::default(),
             checked: options.checked,
             variants: options.variants.iter().cloned().collect(),
             lost: Arc::default(),
@@ -173,6 +180,7 @@ impl Gpu {
             max_storage_buffers_per_shader_stage: profile.storage_buffers,
             max_compute_workgroup_storage_size: profile.workgroup_memory,
             max_compute_invocations_per_workgroup: profile.invocations,
+            max_compute_workgroup_size_x: profile.invocations,
             ..Default::default()
         };
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
@@ -212,7 +220,23 @@ impl Gpu {
     /// # Errors
     /// [`Error::File`] if it cannot be written.
     pub fn save_pipelines(&self) -> Result<()> {
-        self.inner.cache.as_ref().map_or(Ok(()), Cache::save_pipelines)
+        let compiled = lock(&self.inner.pipelines).len();
+        self.inner.cache.as_ref().map_or(Ok(()), |cache| cache.save_pipelines(compiled))
+    }
+
+    /// What `make` makes for this device, made once for each `key`; the key tells which `T` it is.
+    pub(crate) fn memo<T: Any + Send + Sync>(&self, key: &str, make: impl FnOnce() -> T) -> Arc<T> {
+        let known = lock(&self.inner.memo).get(key).cloned();
+        if let Some(known) = known.and_then(|known| known.downcast().ok()) {
+            return known;
+        }
+        let made = Arc::new(make());
+        let mut memo = lock(&self.inner.memo);
+        if memo.len() >= MOST_MEMOS {
+            memo.clear();
+        }
+        memo.insert(key.to_owned(), made.clone());
+        made
     }
 
     /// Bytes in buffers that this device holds for scumble now, and the most since [`Gpu::reset_peak`].

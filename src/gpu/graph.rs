@@ -209,6 +209,15 @@ impl Graph {
         }
     }
 
+    /// See [`Gpu::memo`].
+    pub(crate) fn memo<T: std::any::Any + Send + Sync>(
+        &self,
+        key: &str,
+        make: impl FnOnce() -> T,
+    ) -> std::sync::Arc<T> {
+        self.gpu.memo(key, make)
+    }
+
     /// The capabilities that the ops choose their variants by.
     pub fn caps(&self) -> &Caps {
         self.gpu.caps()

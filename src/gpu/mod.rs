@@ -14,7 +14,7 @@ pub mod run;
 pub mod tune;
 mod unroll;
 pub mod upload;
-mod wait;
+pub(crate) mod wait;
 
 pub use caps::{Caps, DeviceKind};
 pub use device::{Gpu, GpuOptions};

@@ -120,6 +120,11 @@ impl Gpu {
         Ok(tuned)
     }
 
+    /// How many choices tuning has made so far.
+    pub(crate) fn tuned(&self) -> usize {
+        lock(&self.inner.choices).len()
+    }
+
     /// The way that was measured to be the fastest for `key`.
     fn tuned_way(&self, key: &str) -> Option<String> {
         lock(&self.inner.choices).get(key).cloned()
@@ -138,20 +143,18 @@ impl Gpu {
         let mut program = Program::new(self, g).await?;
         program.prepare(subject.arguments).await?;
         let since = Instant::now();
-        let mut whole = f64::MAX;
-        while whole == f64::MAX || (!self.caps().is_cpu() && since.elapsed() < WARM) {
-            whole = whole.min(program.time(subject.arguments, subject.steps, 1).await?);
+        let mut cold = true;
+        while std::mem::take(&mut cold) || (!self.caps().is_cpu() && since.elapsed() < WARM) {
+            program.time(subject.arguments, subject.steps, 1).await?;
         }
         let mut fastest = BTreeMap::new();
         for _ in 0..RUNS {
             let mut step = self.record(true);
             step.run(&program, subject.arguments, subject.steps, 0);
             let times = step.times().await?;
-            // A dispatch timed alone takes longer than among others, which would count against ways of several.
-            let alone = (times.iter().sum::<f64>() - whole).max(0.0) / times.len().max(1) as f64;
             let mut sums = Best::new();
             for pick in picks.iter().filter(|pick| pick.ways.len() > 1) {
-                let ms = times[pick.nodes.clone()].iter().map(|ms| ms - alone).sum::<f64>();
+                let ms: f64 = times[pick.nodes.clone()].iter().sum();
                 sums.entry(pick.key.clone()).or_insert_with(|| (0.0, pick.ways[pick.taken].clone())).0 += ms;
             }
             for (key, found) in sums {

@@ -1,6 +1,7 @@
 //! group_norm: normalise groups of channels over an image, with SiLU if asked; two sources in place of a concatenation.
 
 use super::{Norm, Variant, candidates, choose, source, vec4_of};
+use crate::gpu::Caps;
 use crate::gpu::graph::{Graph, Node, Statistics, Sums, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -27,6 +28,10 @@ pub struct Whole {
 
 /// Groups of four that one workgroup should norm, where that is not measured: on an H200 5,120 are faster so, 10,240 are not.
 const MOST: u32 = 8 << 10;
+
+/// Threads of a workgroup, of which the largest that suit are tried beside the smallest, with so many groups of four for each.
+const THREADS: [u32; 3] = [256, 512, 1024];
+const EACH: u32 = 4;
 
 /// The variants of a norm, the fastest first.
 pub static VARIANTS: &[Variant<Whole>] = &[
@@ -97,7 +102,19 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     // Large pictures have more pixels than one workgroup should go through.
     rows.sort_by_key(|row| row.name == "workgroup" && pixels * span4 > MOST);
     let key = format!("group_norm {:?} {batch}x{h}x{w}x{channels} in {groups}", x.dtype);
-    let variant = rows[g.pick(key, rows.iter().map(|row| row.name.to_owned()).collect())];
+    let mut ways = Vec::new();
+    for row in rows {
+        if row.name == "workgroup" {
+            ways.extend(threads(g.caps(), &whole).map(|threads| (row, threads)));
+        } else {
+            ways.push((row, 0));
+        }
+    }
+    let name = |(row, threads): &(&Variant<Whole>, u32)| match threads {
+        0 => row.name.to_owned(),
+        threads => format!("{} of {threads}", row.name),
+    };
+    let (variant, threads) = ways[g.pick(key, ways.iter().map(name).collect())];
     if variant.name == "workgroup" {
         let out = g.operand("group norm", [batch, h, w, channels]);
         let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
@@ -107,7 +124,13 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
             kernel: Kernel {
                 source: variant.source,
                 libs: vec![],
-                head: vec![elem, two, ("out4", vec4_of(out.dtype)), ("SILU", Value::Bool(silu))],
+                head: vec![
+                    elem,
+                    two,
+                    ("out4", vec4_of(out.dtype)),
+                    ("SILU", Value::Bool(silu)),
+                    ("THREADS", Value::U32(threads)),
+                ],
             },
             reads: vec![sources[0], sources[1], gamma, beta],
             writes: vec![out],
@@ -170,6 +193,15 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     });
     g.picked();
     out
+}
+
+/// Threads of a workgroup that norms alone, the likely fastest first.
+fn threads(caps: &Caps, whole: &Whole) -> impl Iterator<Item = u32> {
+    let suits = |threads: u32| threads <= caps.invocations && threads * 32 + 64 <= caps.workgroup_memory;
+    let wanted = (whole.pixels * whole.span4 / EACH).max(THREADS[0]);
+    let most = THREADS.into_iter().rfind(|&threads| suits(threads) && threads <= wanted).unwrap_or(THREADS[0]);
+    let least = (most > THREADS[0]).then_some(THREADS[0]);
+    std::iter::once(most).chain(least)
 }
 
 /// Channels / 4 of the fewest groups of `group` channels that have whole groups of four.

@@ -1,6 +1,8 @@
 //! Products in tiles, as the coop and tile variants of matmul and conv2d record them: in one dispatch, or as shares of their depth and
 //! the sum of those.
 
+use std::sync::Arc;
+
 use super::tiles::{Cut, Layout, Method, Shape, Tile, count, cuts, tiles};
 use super::{Epilogue, Param, Variant, candidates, source, vec4_of, weight_lib};
 use crate::gpu::Caps;
@@ -36,30 +38,44 @@ pub(crate) fn pick<'t, D>(
     shape: &Shape,
     form: &str,
 ) -> (&'t Variant<D>, Option<Cut>) {
-    let mut ways = Vec::new();
+    let (mut ways, mut names) = (Vec::new(), Vec::new());
     for row in candidates(g, op, table, dims) {
         let methods = [Method::Coop, Method::Tile, Method::Half];
         let Some(method) = methods.into_iter().find(|method| method.name() == row.name) else {
             ways.push((row, None));
+            names.push(row.name.to_owned());
             continue;
         };
-        let cuts = cuts(shape, g.caps(), method, Layout::Rows, 16);
-        ways.extend(cuts.into_iter().take(TRIED).map(|cut| (row, Some(cut))));
+        for (cut, name) in cuts_of(g, shape, method, Layout::Rows, 16).iter() {
+            ways.push((row, Some(*cut)));
+            names.push(name.clone());
+        }
     }
-    let name = |(row, cut): &(&Variant<D>, Option<Cut>)| cut.map_or(row.name.to_owned(), |cut| cut.to_string());
-    let Shape { m, n, k, depth, .. } = shape;
-    let key = format!("{op} {form} {m}x{n}x{k} of {depth}");
-    let names = ways.iter().map(name).collect();
-    ways[g.pick(key, names)]
+    ways[g.pick(key_of(op, form, shape), names)]
 }
 
 /// The cut of a product that has no other way than tiles of this method; none where they do not take it. As [`pick`].
 pub(crate) fn pick_cut(g: &mut Graph, op: &str, shape: &Shape, form: &str, method: Method) -> Option<Cut> {
-    let mut cuts = cuts(shape, g.caps(), method, Layout::Rows, 16);
-    cuts.truncate(TRIED);
+    let cuts = cuts_of(g, shape, method, Layout::Rows, 16);
+    if cuts.is_empty() {
+        return None;
+    }
+    let names = cuts.iter().map(|(_, name)| name.clone()).collect();
+    Some(cuts[g.pick(key_of(op, form, shape), names)].0)
+}
+
+fn key_of(op: &str, form: &str, shape: &Shape) -> String {
     let Shape { m, n, k, depth, .. } = shape;
-    let names = cuts.iter().map(Cut::to_string).collect::<Vec<_>>();
-    if names.is_empty() { None } else { Some(cuts[g.pick(format!("{op} {form} {m}x{n}x{k} of {depth}"), names)]) }
+    format!("{op} {form} {m}x{n}x{k} of {depth}")
+}
+
+/// The cuts that are tried, best first, and their names. A network asks for the same ones for every picture.
+fn cuts_of(g: &Graph, shape: &Shape, method: Method, layout: Layout, most: u32) -> Arc<Vec<(Cut, String)>> {
+    let key = format!("cuts {shape:?} {method:?} {layout:?} {most}");
+    g.memo(&key, || {
+        let cuts = cuts(shape, g.caps(), method, layout, most).into_iter().take(TRIED);
+        cuts.map(|cut| (cut, cut.to_string())).collect()
+    })
 }
 
 /// One product to record.
@@ -174,7 +190,7 @@ pub(crate) struct Bare {
 /// Record a product of activations.
 pub(crate) fn record_bare(g: &mut Graph, product: Bare) {
     let Bare { op, variant, source, shape, mut head, dims, reads, write, layout, wide } = product;
-    let Some(Cut { tile, .. }) = cuts(&shape, g.caps(), Method::Coop, layout, 1).into_iter().next() else {
+    let Some((Cut { tile, .. }, _)) = cuts_of(g, &shape, Method::Coop, layout, 1).first().cloned() else {
         unreachable!("{op}: {shape:?} was said to fit")
     };
     head.extend(heads(&tile, g.caps(), layout));

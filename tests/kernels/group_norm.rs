@@ -119,6 +119,16 @@ fn many_chunks() {
     });
 }
 
+/// Enough pixels for the widest workgroup, with lines that do not divide it.
+#[test]
+fn many_threads() {
+    all_norms(|place| {
+        for channels in [[80, 0], [48, 32]] {
+            check_types(place, Case { size: [1, 40, 41], channels, silu: true, ..BASE });
+        }
+    });
+}
+
 #[test]
 fn a_large_mean_does_not_cancel() {
     all_norms(|place| {
