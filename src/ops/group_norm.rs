@@ -26,8 +26,9 @@ pub struct Whole {
     pub own: bool,
 }
 
-/// Groups of four that one workgroup should norm, where that is not measured: on an H200 5,120 are faster so, 10,240 are not.
-const MOST: u32 = 8 << 10;
+/// Groups of four that one workgroup of the most threads should norm, where that is not measured: on an H200 16,384 are faster so, of
+/// 20,480 not all; fewer threads should norm half as many.
+const MOST: u32 = 16 << 10;
 
 /// Threads of a workgroup, of which the largest that suit are tried beside the smallest, with so many groups of four for each.
 const THREADS: [u32; 3] = [256, 512, 1024];
@@ -39,7 +40,7 @@ pub static VARIANTS: &[Variant<Whole>] = &[
         name: "workgroup",
         source: &WORKGROUP,
         needs: |caps| !caps.is_cpu() && caps.invocations >= 256,
-        fits: |d| d.own && d.span4 <= 64 && d.pixels * d.span4 <= 8 * MOST && d.batch * d.c4 / d.span4 <= 65_535,
+        fits: |d| d.own && d.span4 <= 64 && d.pixels * d.span4 <= 4 * MOST && d.batch * d.c4 / d.span4 <= 65_535,
         grid: |d| [d.batch * d.c4 / d.span4, 1, 1],
     },
     Variant {
@@ -100,7 +101,8 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     let whole = Whole { batch, pixels, c4, span4, own };
     let mut rows = candidates(g, "group_norm", VARIANTS, &whole);
     // Large pictures have more pixels than one workgroup should go through.
-    rows.sort_by_key(|row| row.name == "workgroup" && pixels * span4 > MOST);
+    let most = if threads(g.caps(), &whole).next() == THREADS.last().copied() { MOST } else { MOST / 2 };
+    rows.sort_by_key(|row| row.name == "workgroup" && pixels * span4 > most);
     let key = format!("group_norm {:?} {batch}x{h}x{w}x{channels} in {groups}", x.dtype);
     let mut ways = Vec::new();
     for row in rows {

@@ -59,14 +59,14 @@ const TILES_16: &[Tile] = &[
     tile([128, 320, 32, 64, 80], 1030, 0),
     tile([256, 160, 32, 64, 80], 1050, 0),
     tile([128, 256, 32, 64, 64], 870, 0),
-    tile([128, 128, 32, 64, 64], 525, 870),
+    tile([128, 128, 32, 64, 64], 600, 870),
     tile([128, 160, 32, 32, 80], 640, 0),
     tile([64, 320, 32, 32, 80], 630, 0),
-    tile([64, 160, 32, 32, 80], 500, 870),
-    tile([128, 80, 32, 32, 80], 540, 850),
-    tile([64, 128, 32, 32, 64], 390, 590),
-    tile([64, 80, 64, 16, 80], 660, 1100),
-    tile([64, 64, 64, 32, 32], 390, 710),
+    tile([64, 160, 32, 32, 80], 580, 890),
+    tile([128, 80, 32, 32, 80], 600, 890),
+    tile([64, 128, 32, 32, 64], 440, 590),
+    tile([64, 80, 64, 16, 80], 760, 1000),
+    tile([64, 64, 64, 32, 32], 420, 680),
     tile([64, 64, 32, 32, 32], 320, 390),
 ];
 
@@ -195,13 +195,13 @@ pub(crate) fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, m
         let groups = count(tile, shape) * u64::from(shape.slices) * u64::from(splits);
         let steps = u64::from((shape.k / tile.bk).div_ceil(splits));
         let units = u64::from(UNITS);
-        let (rounds, at_once, step) = match tile.beside {
-            0 => (groups.div_ceil(units), 1, tile.alone),
-            beside if groups > units => (groups.div_ceil(2 * units), 2, beside),
-            _ => (1, 1, tile.alone),
+        let (rounds, step) = match tile.beside {
+            0 => (groups.div_ceil(units), tile.alone),
+            beside if groups > units => (groups.div_ceil(2 * units), beside),
+            _ => (1, tile.alone),
         };
-        // Start and end of a tile: the first loads, and the traffic of what is stored.
-        let ends = 2500 + at_once * u64::from(tile.bm * tile.bn) / 8;
+        // Start and end of a tile: the first loads, and the traffic of what is stored. Of two, one works meanwhile.
+        let ends = 2500 + u64::from(tile.bm * tile.bn) / 8;
         // The reduction: its dispatch, and its traffic, through the cache for the most part, at 5 TB/s.
         let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 5000;
         let reduction = if splits > 1 { 3500 + share } else { 0 };
