@@ -64,11 +64,12 @@ impl Pipeline {
     pub async fn foresee(&self, request: &Request) -> Result<Forecast> {
         let request = self.whole(request)?;
         let job = self.job(&request)?;
-        self.forecast(&request, &job).await
+        self.forecast(&request, &job, false).await
     }
 
-    /// Record everything without a byte allocated: does it fit, and what will the peak be?
-    pub(crate) async fn forecast(&self, request: &Request, job: &Job) -> Result<Forecast> {
+    /// Record everything without a byte allocated: does it fit, and what will the peak be? `compile`: and compile all that runs before
+    /// the first step ends, at once.
+    pub(crate) async fn forecast(&self, request: &Request, job: &Job, compile: bool) -> Result<Forecast> {
         let tokens = self.count_tokens(request, job)?;
         // All that it depends on.
         let key = format!(
@@ -84,12 +85,17 @@ impl Pipeline {
         {
             return Ok(*forecast);
         }
-        let forecast = self.record_all(request, job, tokens).await?;
+        let mut graphs = Vec::new();
+        let forecast = self.record_all(request, job, tokens, &mut graphs).await?;
+        if compile {
+            self.gpu.compile_all(&graphs)?;
+        }
         *lock(&self.foreseen) = Some((key, forecast));
         Ok(forecast)
     }
 
-    async fn record_all(&self, request: &Request, job: &Job, tokens: u32) -> Result<Forecast> {
+    /// The forecast; `graphs` gets the recordings of the text's stage and of the loop's.
+    async fn record_all(&self, request: &Request, job: &Job, tokens: u32, graphs: &mut Vec<Graph>) -> Result<Forecast> {
         let what = format!("a picture of {}x{} (batch {})", job.shape[3] * 8, job.shape[2] * 8, job.shape[0]);
         let m = self.bytes;
         // Beside what lies on the device already, a part that is not resident comes to its stage; what it needs while it is
@@ -104,9 +110,9 @@ impl Pipeline {
         let first = b * h * w * u64::from(job.passes.prompts()) * self.model.unet.config.levels[0].channels as u64;
         self.gpu.check_size(&what, first * self.dtype.bytes())?;
 
-        let text = self.forecast_text(request, tokens, &what)?;
+        let text = self.forecast_text(request, [job.passes.prompts(), tokens], &what, graphs)?;
         let (encode, encode_tiling) = self.forecast_encode(request, job, &what).await?;
-        let (before, sample) = self.forecast_sample(job, tokens, &what)?;
+        let (before, sample) = self.forecast_sample(job, tokens, &what, graphs)?;
         let decode = self.forecast_decode(request, job, beside(m.decoder), &what)?;
         let beside_loop = sample + decode.ready;
         // A software device is busy itself, and what an unknown device has to spare nobody knows.
@@ -129,17 +135,29 @@ impl Pipeline {
         Ok((common_length(chunks.iter().map(Vec::len)) * text.part.config.max_position_embeddings) as u32)
     }
 
-    fn forecast_text(&self, request: &Request, tokens: u32, what: &str) -> Result<u64> {
+    fn forecast_text(
+        &self,
+        request: &Request,
+        [prompts, tokens]: [u32; 2],
+        what: &str,
+        graphs: &mut Vec<Graph>,
+    ) -> Result<u64> {
         let mut most = 0;
         for (clip, text) in self.planned.clips.iter().zip(self.model.texts()?) {
             let length = clip.config.max_position_embeddings as u32;
+            let record = |chunks: u32| {
+                let mut g = Graph::new(&self.gpu, DType::F32);
+                let dims = [chunks, 1, length, clip.config.hidden_size as u32];
+                let x = g.argument("embeddings", dims, DType::F32);
+                clip.forward(&mut g, x, self.read(request, text));
+                (g, x)
+            };
             // At most two prompts, and the empty one where weights are measured against it.
-            let dims = [2 * tokens / length + 1, 1, length, clip.config.hidden_size as u32];
-            let mut g = Graph::new(&self.gpu, DType::F32);
-            let x = g.argument("embeddings", dims, DType::F32);
-            clip.forward(&mut g, x, self.read(request, text));
+            let (g, x) = record(2 * tokens / length + 1);
             self.gpu.check_graph(what, &g)?;
             most = most.max(g.planned_bytes(self.gpu.caps().uniform_alignment) + 4 * bytes(x.bytes()) + SCALARS);
+            // More likely there is none such.
+            graphs.push(record(prompts * tokens / length).0);
         }
         Ok(most)
     }
@@ -165,7 +183,7 @@ impl Pipeline {
     }
 
     /// Bytes before the loop, and in it.
-    fn forecast_sample(&self, job: &Job, tokens: u32, what: &str) -> Result<(u64, u64)> {
+    fn forecast_sample(&self, job: &Job, tokens: u32, what: &str, graphs: &mut Vec<Graph>) -> Result<(u64, u64)> {
         let gpu = &self.gpu;
         let alignment = gpu.caps().uniform_alignment;
         let unet = &self.planned.unet;
@@ -186,6 +204,7 @@ impl Pipeline {
         let mut kept: u64 = kv.iter().map(|dims| size(dims, self.dtype)).sum();
         kept += folded.iter().flatten().map(|weights| bytes(weights.bytes())).sum::<u64>();
         let before = kept + g.planned_bytes(alignment) + bytes(hidden.bytes()) + SCALARS;
+        graphs.push(g);
 
         // Timesteps to time projections: once, too.
         let mut g = Graph::new(gpu, DType::F32);
@@ -199,6 +218,7 @@ impl Pipeline {
         gpu.check_graph(what, &g)?;
         kept += bytes(times.bytes());
         let before = before.max(kept + g.planned_bytes(alignment) + given + SCALARS);
+        graphs.push(g);
 
         let mut g = Graph::new(gpu, self.dtype);
         let (x, out) = (g.argument("x", job.dims(), DType::F32), g.argument("denoised", job.dims(), DType::F32));
@@ -232,6 +252,45 @@ impl Pipeline {
         // Latents and masks are read back one after the other while the loop's buffers still live.
         let readback = latent.max(mask);
         let sample = g.planned_bytes(alignment) + kept + latents + mask + scalars + lincomb_dims + readback;
+        graphs.push(g);
         Ok((before, sample))
+    }
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use pollster::block_on;
+
+    use super::*;
+    use crate::files::Files;
+    use crate::gpu::Gpu;
+    use crate::gpu::noop::NoopProfile;
+    use crate::request::Progress;
+    use crate::{Checkpoint, LoadOptions};
+
+    #[test]
+    fn what_runs_before_the_decoder_is_compiled_at_once() {
+        for profile in [NoopProfile::BROWSER, NoopProfile::H200] {
+            let gpu = block_on(Gpu::noop(&profile)).expect("noop");
+            let model = Checkpoint::open(&Files::Embedded(scumble_model::FILES).into()).expect("the embedded model");
+            let pipeline = block_on(Pipeline::load(&gpu, model, LoadOptions::default())).expect("loaded");
+            let request = Request { steps: 2, ..Default::default() };
+            let whole = pipeline.whole(&request).expect("a request");
+            let job = pipeline.job(&whole).expect("a job");
+            block_on(pipeline.forecast(&whole, &job, true)).expect("it fits");
+            let then = gpu.compiled();
+            let mut started = 0;
+            let mut observe = |progress: Progress| {
+                if matches!(progress, Progress::Start { .. }) {
+                    started = gpu.compiled();
+                }
+                ControlFlow::Continue(())
+            };
+            block_on(pipeline.generate(&request, &mut observe)).expect("a run");
+            // The sampler's own combinations are few and short.
+            assert_eq!(started, then + arities(&job.recording).len(), "{}", profile.name);
+        }
     }
 }

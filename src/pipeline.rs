@@ -116,7 +116,7 @@ impl Pipeline {
         let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
         let request = self.whole(request)?;
         let job = self.job(&request)?;
-        let forecast = self.forecast(&request, &job).await?;
+        let forecast = self.forecast(&request, &job, true).await?;
         self.gpu.reset_peak();
         let mut profile = request.profile.then(Profile::default);
 

@@ -220,8 +220,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::File`] if it cannot be written.
     pub fn save_pipelines(&self) -> Result<()> {
-        let compiled = lock(&self.inner.pipelines).len();
-        self.inner.cache.as_ref().map_or(Ok(()), |cache| cache.save_pipelines(compiled))
+        self.inner.cache.as_ref().map_or(Ok(()), |cache| cache.save_pipelines(self.compiled()))
     }
 
     /// What `make` makes for this device, made once for each `key`; the key tells which `T` it is.
@@ -237,6 +236,11 @@ impl Gpu {
         }
         memo.insert(key.to_owned(), made.clone());
         made
+    }
+
+    /// Pipelines compiled so far.
+    pub(crate) fn compiled(&self) -> usize {
+        lock(&self.inner.pipelines).len()
     }
 
     /// Bytes in buffers that this device holds for scumble now, and the most since [`Gpu::reset_peak`].

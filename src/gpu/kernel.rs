@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
 use super::device::Gpu;
+use super::graph::Graph;
 use super::unroll::{Line, unroll};
 use super::wait::lock;
 use crate::error::Result;
@@ -184,6 +185,15 @@ impl Gpu {
                 Ok(pipeline)
             }
         }
+    }
+
+    /// Compile all that some recordings run: together they take as long as the slowest kernel or all by the number of processors.
+    ///
+    /// # Errors
+    /// As [`Gpu::pipeline`].
+    pub(crate) fn compile_all(&self, graphs: &[Graph]) -> Result<()> {
+        let nodes = graphs.iter().flat_map(Graph::nodes);
+        self.compile(nodes.map(|node| (&node.kernel, node.interface())), self.inner.checked)
     }
 
     /// Compile those of the kernels that are not yet, on as many threads as there are processors: a driver takes up to a second for

@@ -248,6 +248,10 @@ mod tests {
         let nvidia = caps(NoopProfile::H200);
         assert!(TILES_16.iter().all(|tile| tile.suits(&nvidia, [16, 32], Layout::Rows)));
         assert!(TILES_8.iter().all(|tile| tile.suits(&caps(NoopProfile::LAVAPIPE_26), [8, 8], Layout::Rows)));
+        // Two workgroups run beside each other where each takes at most half of 48 KiB (benches/NOTES.md).
+        for tile in TILES_16 {
+            assert_eq!(tile.beside > 0, tile.memory(16, Layout::Rows) <= 24 << 10, "{tile:?}");
+        }
         // Some tile is left for other subgroups and for less memory, and every one that is left fits there.
         let others = [([16, 64], 64 << 10), ([16, 32], 32 << 10), ([8, 32], 32 << 10)];
         for ((units, memory), layout) in others.into_iter().flat_map(|o| [(o, Layout::Rows), (o, Layout::Columns)]) {
