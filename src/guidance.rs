@@ -11,6 +11,7 @@ use crate::ops::degrade::degrade;
 use crate::ops::guidance::{Degraded, guidance};
 use crate::ops::pack::pack;
 use crate::ops::take::take;
+use crate::ops::touch::touch;
 
 /// Which passes one denoising makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,4 +99,5 @@ pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surrou
             blend(g, whole, kept, false, denoised);
         }
     }
+    touch(g);
 }

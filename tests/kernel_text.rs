@@ -27,6 +27,7 @@ use scumble::ops::repack::{FileType, LowRank, Repack, repack};
 use scumble::ops::repeat::repeat;
 use scumble::ops::take::take;
 use scumble::ops::time_embedding::{Rows, time_embedding};
+use scumble::ops::touch::touch;
 use scumble::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm, Param, tables};
 
 /// Variants forced on a device, (op, variant).
@@ -242,6 +243,7 @@ fn recordings() -> Vec<Graph> {
                 recorder.norms();
                 recorder.sampling();
                 recorder.loading();
+                touch(&mut recorder.g);
                 graphs.push(recorder.g);
             }
         }

@@ -1,6 +1,7 @@
 // The main loop of the coop variants: C tile = sum over K of A tile times B tile on matrix units, through workgroup memory.
 // The kernel gives prepare(row0, n4_0, local, step), load_a(i), load_b(i), advance(), steps(), row_of_c(row), dims.m and dims.n4;
-// what stores says whether two groups of four make one of the output (PAIRED) and gives store_four(row, n4, sum) or store_c(row, n4, first, second).
+// what stores says whether two groups of four make one of the output (PAIRED) and how many rows of a bias there are (BIAS, as lib/epilogue.wgsl has it), and gives
+// load_bias(row, n4), load_residual(row, n4), and store_four(row, n4, sum, residual) or store_pair(row, n4, value, gate).
 // A step is BK deep. Its tiles are fetched into registers while the step before is multiplied: between fetch and use stands
 // a barrier, over which the drivers do not move them back to their use.
 const EDGE: u32 = 16u;          // of a matrix
@@ -65,6 +66,20 @@ fn own_row(local: u32) -> u32 {
     let row = local / BK4;
     if (BK4 == 8u && A_ROWS % 8u == 0u) { return (row & ~7u) | ((row & 7u) >> 1u) | ((row & 1u) << 2u); }
     return row;
+}
+
+fn within_c(row: u32, n4: u32) -> bool { return !RAGGED || (row < dims.m && n4 < dims.n4); }
+
+// What is added to four columns of the tile, where it is the same for all rows.
+fn bias_of_tile(row0: u32, n4: u32) -> vec4<f32> {
+    if (BIAS == 3u || !within_c(row0, n4)) { return vec4<f32>(0.0); }
+    return load_bias(row_of_c(row0), n4);
+}
+
+// What is added to four columns of a row.
+fn residual_of(row: u32, n4: u32) -> residual4 {
+    if (!within_c(row, n4)) { return residual4(); }
+    return load_residual(row_of_c(row), n4);
 }
 
 @compute @workgroup_size(THREADS)
@@ -134,27 +149,54 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: end
         workgroupBarrier();
     }
-    // Matrices give up their elements through workgroup memory only.
+    // Matrices give up their elements through workgroup memory only. What is added to them is fetched a line of matrices ahead:
+    // where each fetched its own, each would wait for it.
+    const EACH = LANES * (1u + PAIRED);     // groups of four that a subgroup stores at once
     let c_to = subgroup * EDGE * C_ROW;
-    //: for i in 0..FM
+    let four = lane * (1u + PAIRED);
+    let row_to = row0 + wm + four / C_ROW;
     //: for j in 0..FN
-    coopStoreT(acc_$i_$j, &c_tile[c_to], C_ROW);
+    let to4_$j = n4_0 + (wn + $ju * EDGE) / 4u + four % C_ROW;
+    let bias_$j = bias_of_tile(row0, to4_$j);
+    //: if 0 < PAIRED
+    let gate_$j = bias_of_tile(row0, to4_$j + 1u);
+    //: end
+    //: end
+    //: for i in 0..FM + 1
+    //: if $i < FM
+    //: for j in 0..FN
+    //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
+    let rest_$i_$j_$t = residual_of(row_to + $iu * EDGE + $tu * EACH / C_ROW, to4_$j);
+    //: end
+    //: end
+    //: end
+    //: if 0 < $i
+    //: for j in 0..FN
+    coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
     workgroupBarrier();
-    // Neighbouring threads store neighbours; where two groups make one of the output, each takes both.
-    for (var four = lane * (1u + PAIRED); four < FOURS; four += LANES * (1u + PAIRED)) {
-        let row = row0 + wm + $iu * EDGE + four / C_ROW;
-        let n4 = n4_0 + (wn + $ju * EDGE) / 4u + four % C_ROW;
-        if (!RAGGED || (row < dims.m && n4 < dims.n4)) {
+    //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
+    {
+        // Neighbouring threads store neighbours; where two groups make one of the output, each takes both.
+        let taken = four + $tu * EACH;
+        let row = row_to + ($iu - 1u) * EDGE + $tu * EACH / C_ROW;
+        if ((FOURS % EACH == 0u || taken < FOURS) && within_c(row, to4_$j)) {
             let scale = select(1.0, SCALE, WIDE);
+            let to = row_of_c(row);
+            var first = c_tile[c_to + taken] * scale + bias_$j;
+            if (BIAS == 3u) { first += load_bias(to, to4_$j); }
             //: if PAIRED < 1
-            store_four(row_of_c(row), n4, c_tile[c_to + four] * scale);
+            store_four(to, to4_$j, first, rest_${$i - 1}_$j_$t);
             //: end
             //: if 0 < PAIRED
-            store_c(row_of_c(row), n4, c_tile[c_to + four] * scale, c_tile[c_to + four + 1u] * scale);
+            var second = c_tile[c_to + taken + 1u] * scale + gate_$j;
+            if (BIAS == 3u) { second += load_bias(to, to4_$j + 1u); }
+            store_pair(to, to4_$j, first, second);
             //: end
         }
     }
+    //: end
     workgroupBarrier();
+    //: end
     //: end
     //: end
 }

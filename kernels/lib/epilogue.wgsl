@@ -1,7 +1,7 @@
 // The end of matmul and conv2d: out = act(acc + bias) + residual, four output channels at a time.
 // Needs bindings bias, residual, out and dims.{rows_per_bias, bias_stride4, bias_offset4, n4} in the kernel.
 const ACTIVATION: u32 = 0u;      // 0 none, 1 SiLU, 2 GELU (erf), 3 quick GELU, 4 GEGLU
-const HAS_BIAS: bool = false;
+const BIAS: u32 = 0u;            // rows of it: 0 none, 1 one for all, 2 several, but one for a workgroup's tile, 3 several
 const HAS_RESIDUAL: bool = false;
 const PAIRED: u32 = ACTIVATION / 4u;
 
@@ -23,25 +23,36 @@ fn activate(x: vec4<f32>) -> vec4<f32> {
 }
 
 fn load_bias(row: u32, n4: u32) -> vec4<f32> {
-    if (!HAS_BIAS) { return vec4<f32>(0.0); }
+    if (BIAS == 0u) { return vec4<f32>(0.0); }
+    if (BIAS == 1u) { return bias[dims.bias_offset4 + n4]; }
     return bias[(row / dims.rows_per_bias) * dims.bias_stride4 + dims.bias_offset4 + n4];
 }
 
-// Two neighbouring groups of four channels, n4 even. With GEGLU they are the value and its gate, and make one output.
-fn store_c(row: u32, n4: u32, first: vec4<f32>, second: vec4<f32>) {
-    if (PAIRED == 1u) {
-        let at = row * (dims.n4 / 2u) + n4 / 2u;
-        out[at] = out4((first + load_bias(row, n4)) * gelu4(second + load_bias(row, n4 + 1u)));
-        return;
-    }
-    store_four(row, n4, first);
-    if (n4 + 1u < dims.n4) { store_four(row, n4 + 1u, second); }
+fn load_residual(row: u32, n4: u32) -> residual4 {
+    if (!HAS_RESIDUAL) { return residual4(); }
+    return residual[row * dims.n4 + n4];
 }
 
-// Four channels, unless they are PAIRED.
-fn store_four(row: u32, n4: u32, sum: vec4<f32>) {
-    let at = row * dims.n4 + n4;
-    var v = activate(sum + load_bias(row, n4));
-    if (HAS_RESIDUAL) { v += vec4<f32>(residual[at]); }
-    out[at] = out4(v);
+// Four channels, unless they are PAIRED: their sum with the bias, and what is added last.
+fn store_four(row: u32, n4: u32, sum: vec4<f32>, rest: residual4) {
+    var v = activate(sum);
+    if (HAS_RESIDUAL) { v += vec4<f32>(rest); }
+    out[row * dims.n4 + n4] = out4(v);
+}
+
+// Two neighbouring groups of four channels, n4 even, which with GEGLU are the value and its gate, and make one output.
+fn store_pair(row: u32, n4: u32, value: vec4<f32>, gate: vec4<f32>) {
+    out[row * (dims.n4 / 2u) + n4 / 2u] = out4(value * gelu4(gate));
+}
+
+// The sums of two neighbouring groups of four channels, n4 even; there may be no second.
+fn store_c(row: u32, n4: u32, first: vec4<f32>, second: vec4<f32>) {
+    if (PAIRED == 1u) {
+        store_pair(row, n4, first + load_bias(row, n4), second + load_bias(row, n4 + 1u));
+        return;
+    }
+    store_four(row, n4, first + load_bias(row, n4), load_residual(row, n4));
+    if (n4 + 1u < dims.n4) {
+        store_four(row, n4 + 1u, second + load_bias(row, n4 + 1u), load_residual(row, n4 + 1u));
+    }
 }

@@ -91,6 +91,8 @@ impl Tensor {
 pub(super) enum Place {
     /// In a slot of the plan: lives from its write to its last read.
     Slot,
+    /// In a slot of its own, so that no dispatch waits for another because of it.
+    Sink,
     /// In a buffer that outlives the program: weights, state, results.
     Buffer(Buffer),
     /// In a buffer given at each [`super::run::Recording::run`], by position.
@@ -254,6 +256,50 @@ impl Graph {
     /// A new activation in f32, whatever the graph's element type (statistics, masks, the network's output).
     pub fn activation_f32(&mut self, label: &'static str, dims: [u32; 4]) -> Tensor {
         self.add(label, dims, DType::F32, Place::Slot)
+    }
+
+    /// Four floats that are written and never read.
+    pub fn sink(&mut self, label: &'static str) -> Tensor {
+        self.add(label, [1, 1, 1, 4], DType::F32, Place::Sink)
+    }
+
+    /// What the nodes that `of` takes read, no node writes, and `which` takes: node and tensor, in order, each at its first reader
+    /// and at readers far from the one before.
+    pub(crate) fn constants(
+        &self,
+        of: impl Fn(&Node) -> bool,
+        which: impl Fn(&Tensor) -> bool,
+    ) -> Vec<(usize, Tensor)> {
+        const FAR: usize = 64;
+        let mut written = vec![false; self.tensors.len()];
+        self.nodes.iter().flat_map(|node| &node.writes).for_each(|t| written[t.id as usize] = true);
+        let mut read: Vec<Option<usize>> = vec![None; self.tensors.len()];
+        let mut found = Vec::new();
+        for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| of(node)) {
+            for tensor in node.reads.iter().filter(|t| which(t) && !written[t.id as usize]) {
+                let outlives = !matches!(self.tensors[tensor.id as usize].place, Place::Slot | Place::Sink);
+                let again = read[tensor.id as usize].replace(at).is_some_and(|last| at - last < FAR);
+                if outlives && !again {
+                    found.push((at, *tensor));
+                }
+            }
+        }
+        found
+    }
+
+    /// Put nodes before those with these indices, which ascend.
+    pub(crate) fn insert(&mut self, nodes: Vec<(usize, Node)>) {
+        let ahead = |at: usize| at + nodes.partition_point(|(before, _)| *before <= at);
+        for pick in &mut self.picks {
+            pick.move_nodes(ahead);
+        }
+        let mut rest = nodes.into_iter().peekable();
+        for (at, node) in std::mem::take(&mut self.nodes).into_iter().enumerate() {
+            while let Some((_, node)) = rest.next_if(|(before, _)| *before <= at) {
+                self.nodes.push(node);
+            }
+            self.nodes.push(node);
+        }
     }
 
     /// New weights that are computed from others.

@@ -194,6 +194,10 @@ fn lifetimes(graph: &Graph) -> (Vec<Lifetime>, Vec<usize>) {
         (Place::Slot, Some((first, last))) => {
             Some((Lifetime { bytes: graph.tensors[i].tensor.bytes(), first: *first, last: *last }, i))
         }
+        (Place::Sink, Some(_)) => {
+            let last = graph.nodes.len() - 1;
+            Some((Lifetime { bytes: graph.tensors[i].tensor.bytes(), first: 0, last }, i))
+        }
         _ => None,
     };
     spans.iter().enumerate().filter_map(planned).unzip()
@@ -311,7 +315,7 @@ impl Program {
         match &info.place {
             Place::Buffer(buffer) => buffer,
             Place::Argument(position) => arguments[*position],
-            Place::Slot => match self.slot_of[tensor.id as usize] {
+            Place::Slot | Place::Sink => match self.slot_of[tensor.id as usize] {
                 Some(slot) => &self.slots[slot],
                 None => unreachable!("tensor {} is bound, so it has a slot", info.label),
             },

@@ -27,6 +27,14 @@ pub(super) struct Pick {
     nodes: Range<usize>,
 }
 
+impl Pick {
+    /// Nodes were put between its own and others; `ahead` says where each is now.
+    pub(super) fn move_nodes(&mut self, ahead: impl Fn(usize) -> usize) {
+        let Range { start, end } = self.nodes;
+        self.nodes = if start == end { ahead(start)..ahead(start) } else { ahead(start)..ahead(end - 1) + 1 };
+    }
+}
+
 /// What tuning found.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tuned {
@@ -65,6 +73,12 @@ impl Graph {
         let at = self.nodes.len();
         self.picks.push(Pick { key, ways, taken, nodes: at..at });
         taken
+    }
+
+    /// The nodes of every op that was picked, in order; what was put between them is none of them.
+    #[cfg(test)]
+    pub(crate) fn picked_nodes(&self) -> impl Iterator<Item = Range<usize>> {
+        self.picks.iter().map(|pick| pick.nodes.clone())
     }
 
     /// The dispatches since the last [`Graph::pick`] are that op's.
@@ -154,7 +168,8 @@ impl Gpu {
             let times = step.times().await?;
             let mut sums = Best::new();
             for pick in picks.iter().filter(|pick| pick.ways.len() > 1) {
-                let ms: f64 = times[pick.nodes.clone()].iter().sum();
+                let own = program.nodes()[pick.nodes.clone()].iter().zip(&times[pick.nodes.clone()]);
+                let ms: f64 = own.filter(|(node, _)| node.op != "touch").map(|(_, ms)| ms).sum();
                 sums.entry(pick.key.clone()).or_insert_with(|| (0.0, pick.ways[pick.taken].clone())).0 += ms;
             }
             for (key, found) in sums {

@@ -22,6 +22,7 @@ pub mod repeat;
 pub mod take;
 pub mod tiles;
 pub mod time_embedding;
+pub mod touch;
 
 /// One row of an op's table: a kernel, what the device must have, which shapes it takes, and its grid.
 /// Rows are tried in order; the last, `portable`, takes everything.
@@ -55,6 +56,7 @@ pub fn tables() -> Vec<(&'static str, Vec<Row>)> {
         ("group_norm", rows(group_norm::VARIANTS)),
         ("group_norm_merge", rows(group_norm::MERGE_VARIANTS)),
         ("layer_norm", rows(layer_norm::VARIANTS)),
+        ("touch", touch::VARIANTS.to_vec()),
     ]
 }
 
@@ -214,6 +216,13 @@ pub struct BiasRows {
     pub rows: u32,
 }
 
+/// How many rows of biases there are, as lib/epilogue.wgsl counts them.
+pub(crate) const BIAS: &str = "BIAS";
+/// One for each of a product's tiles.
+pub(crate) const ONE_A_TILE: u32 = 2;
+/// Rows of a tile may have several.
+pub(crate) const SEVERAL: u32 = 3;
+
 /// The epilogue of a matmul or convolution.
 #[derive(Clone, Copy, Default)]
 pub struct Epilogue {
@@ -265,7 +274,7 @@ impl Epilogue {
         };
         let head = vec![
             ("ACTIVATION", Value::U32(self.activation as u32)),
-            ("HAS_BIAS", Value::Bool(bias.is_some())),
+            (BIAS, Value::U32(if words[0] >= rows { bias.is_some().into() } else { SEVERAL })),
             ("HAS_RESIDUAL", Value::Bool(self.residual.is_some())),
             ("residual4", vec4_of(self.residual.unwrap_or(stand_in).dtype)),
         ];

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::tiles::{Cut, Layout, Method, Shape, Tile, count, cuts, tiles};
-use super::{Epilogue, Param, Variant, candidates, source, vec4_of, weight_lib};
+use super::{BIAS, Epilogue, ONE_A_TILE, Param, SEVERAL, Variant, candidates, source, vec4_of, weight_lib};
 use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -133,7 +133,13 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     if shares.is_some() {
         head.push(("residual4", vec4_of(residual.dtype)));
     } else {
-        head.extend(parts.iter().cloned());
+        // Rows of a tile that share one of several rows of biases fetch it once.
+        let one = shape.slices == 1 && words[0].is_multiple_of(tile.bm) && tile.method == Method::Coop;
+        let shared = |part: (&'static str, Value)| match part {
+            (BIAS, Value::U32(SEVERAL)) if one => (BIAS, Value::U32(ONE_A_TILE)),
+            part => part,
+        };
+        head.extend(parts.iter().cloned().map(shared));
     }
     reads.extend([bias, residual]);
     dims.extend(words);

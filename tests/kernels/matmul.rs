@@ -94,6 +94,11 @@ fn matrix_units() {
                 Form { activation: A::Silu, bias: Bias::Own, residual: true, ..PLAIN },
             ));
         }
+        // Rows of biases that tiles have one of, and that end within a tile.
+        for rows in [128, 100] {
+            let bias = Bias::Rows { rows, offset: 4 };
+            place.must_run(case(place, F16, [256, 160, 64], Form { bias, residual: true, ..PLAIN }));
+        }
         place.must_run(case(place, F16, [64, 64, 96], Form { activation: A::Geglu, bias: Bias::Own, ..PLAIN }));
         place.must_run(case(place, F16, [64, 64, 1024], Form { activation: A::Geglu, bias: Bias::Own, ..PLAIN }));
     });
