@@ -3,8 +3,9 @@
 use crate::conditioning::{chunked, common_length};
 use crate::error::Result;
 use crate::gpu::wait::lock;
-use crate::gpu::{DType, Graph};
+use crate::gpu::{DType, Graph, Tensor};
 use crate::guidance::{Surroundings, denoise};
+use crate::model::blocks::ContextKv;
 use crate::ops::blend::Kept;
 use crate::parts::{Mode, ModelBytes, PartBytes, load_encoder};
 use crate::picture::{Tiling, VaePlan, plan_decode, plan_encode};
@@ -191,17 +192,16 @@ impl Pipeline {
         // Text to keys and values: once, before the loop.
         let mut g = Graph::new(gpu, self.dtype);
         let hidden = g.argument("hidden states", [prompts, 1, tokens, unet.config.cross_dim as u32], DType::F32);
-        for kv in unet.context(&mut g, hidden) {
-            g.keep_argument(kv);
-        }
+        let context = unet.context(&mut g, hidden);
+        let tensors: Vec<Tensor> = context.iter().flat_map(ContextKv::tensors).collect();
+        tensors.iter().for_each(|t| g.keep_argument(*t));
         let [_, h, w, _] = job.dims();
         let folded = unet.folded(&mut g, [h, w]);
         folded.iter().flatten().for_each(|weights| g.keep_argument(*weights));
         gpu.check_graph(what, &g)?;
-        let kv: Vec<[u32; 4]> = unet.context_widths().map(|width| [prompts, 1, tokens, width]).collect();
         let size =
             |dims: &[u32; 4], dtype: DType| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes());
-        let mut kept: u64 = kv.iter().map(|dims| size(dims, self.dtype)).sum();
+        let mut kept: u64 = tensors.iter().map(|t| bytes(t.bytes())).sum();
         kept += folded.iter().flatten().map(|weights| bytes(weights.bytes())).sum::<u64>();
         let before = kept + g.planned_bytes(alignment) + bytes(hidden.bytes()) + SCALARS;
         graphs.push(g);
@@ -226,7 +226,7 @@ impl Pipeline {
             |g: &mut Graph, n: usize| g.argument("floats", [1, 1, 1, n.next_multiple_of(4) as u32], DType::F32);
         let times = g.argument("times", times.dims, DType::F32);
         let mask = job.passes.sag.then(|| floats(&mut g, job.mask_floats()));
-        let context: Vec<_> = kv.iter().map(|&dims| g.argument("context", dims, self.dtype)).collect();
+        let context: Vec<_> = context.iter().map(|kv| kv.map(|t| g.argument("context", t.dims, t.dtype))).collect();
         let folded: Vec<_> =
             folded.iter().map(|weights| weights.map(|w| g.argument("folded weights", w.dims, w.dtype))).collect();
         let mut more = Vec::new();

@@ -83,7 +83,7 @@ pub fn denoise(g: &mut Graph, unet: &UNet, passes: Passes, x: Tensor, s: &Surrou
         let mid = unet.config.mid_size(x.height(), x.width());
         let (degraded, renoised) = degrade(g, x, first.sample, mass, mid, mask);
         let input = pack(g, renoised, s.extra, 1);
-        let uncond: Vec<ContextKv> = s.context.iter().map(|kv| g.first(*kv)).collect();
+        let uncond: Vec<ContextKv> = s.context.iter().map(|kv| kv.map(|t| g.first(t))).collect();
         let rows = g.view(time, [time.rows(), 1, 1, time.channels()]);
         let ask = Ask { time: g.first(rows), context: &uncond, folded: s.folded, mass_of: None, share: 1 };
         let again = unet.forward(g, input, &ask).sample;

@@ -10,6 +10,7 @@ use crate::gpu::tune::{Observe, Subject};
 use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
 use crate::guidance::{Passes, Surroundings, denoise};
 use crate::layout::to_nhwc;
+use crate::model::blocks::ContextKv;
 use crate::model::unet::UNet;
 use crate::noise::Generator;
 use crate::ops::blend::Kept;
@@ -86,8 +87,8 @@ pub(crate) struct Sampling {
 
 /// What is computed once before the loop, in buffers that outlive it.
 struct Prepared {
-    /// Keys and values of every cross-attention.
-    context: Vec<(Buffer, [u32; 4])>,
+    /// What every cross-attention knows of the prompts, and where.
+    context: Vec<(ContextKv, Vec<Buffer>)>,
     /// Weights of the UNet's doublings.
     folded: Vec<Option<(Buffer, Tensor)>>,
     /// Time projections of all calls.
@@ -102,9 +103,13 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
     let x = g.bind("hidden states", &states, [prompts as u32, 1, tokens as u32, width as u32], DType::F32);
     let mut context = Vec::new();
     for kv in unet.context(&mut g, x) {
-        let buffer = gpu.storage("context", kv.bytes()).await?;
-        g.keep(kv, &buffer);
-        context.push((buffer, kv.dims));
+        let mut buffers = Vec::new();
+        for tensor in kv.tensors() {
+            let buffer = gpu.storage("context", tensor.bytes()).await?;
+            g.keep(tensor, &buffer);
+            buffers.push(buffer);
+        }
+        context.push((kv, buffers));
     }
     let [_, h, w, _] = job.dims();
     let mut folded = Vec::new();
@@ -156,13 +161,20 @@ impl Bound<'_> {
         let [_, h, w, _] = dims;
         let (x, denoised) = (g.argument("x", dims, DType::F32), g.argument("denoised", dims, DType::F32));
         let floats = |buffer: &Buffer| [1, 1, 1, (buffer.bytes() / 4) as u32];
-        let (times, dtype) = (&self.prepared.times, g.dtype);
-        let context = self.prepared.context.iter();
+        let times = &self.prepared.times;
+        let mut context = Vec::new();
+        for (kv, buffers) in &self.prepared.context {
+            let mut buffers = buffers.iter();
+            context.push(kv.map(|t| match buffers.next() {
+                Some(buffer) => g.bind("context", buffer, t.dims, t.dtype),
+                None => unreachable!("a buffer for each tensor"),
+            }));
+        }
         let folded = self.prepared.folded.iter();
         let around = Surroundings {
             times: g.bind("times", &times.0, times.1, DType::F32),
             mask: self.mask.as_ref().map(|mask| g.bind("masks", mask, floats(mask), DType::F32)),
-            context: &context.map(|(buffer, dims)| g.bind("context", buffer, *dims, dtype)).collect::<Vec<_>>(),
+            context: &context,
             folded: &folded
                 .map(|weights| weights.as_ref().map(|(buffer, t)| g.bind("folded weights", buffer, t.dims, t.dtype)))
                 .collect::<Vec<_>>(),

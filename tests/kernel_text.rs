@@ -15,6 +15,7 @@ use scumble::gpu::{DType, Gpu, Graph, Tensor};
 use scumble::ops::attention::{Attention, attention, attention_with_mass};
 use scumble::ops::blend::{Kept, blend};
 use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
+use scumble::ops::cross::{cross, fold as fold_context};
 use scumble::ops::degrade::degrade;
 use scumble::ops::fma::fma;
 use scumble::ops::group_norm::group_norm;
@@ -22,6 +23,7 @@ use scumble::ops::guidance::{Degraded, guidance};
 use scumble::ops::layer_norm::layer_norm;
 use scumble::ops::lincomb::{MAX_TERMS, lincomb};
 use scumble::ops::matmul::{TYPES, matmul};
+use scumble::ops::narrow::narrow;
 use scumble::ops::pack::pack;
 use scumble::ops::repack::{FileType, LowRank, Repack, repack};
 use scumble::ops::repeat::repeat;
@@ -169,6 +171,18 @@ impl Recorder<'_> {
         }
     }
 
+    /// A prompt of one chunk, its projections folded into it where matrix units multiply.
+    fn prompts(&mut self) {
+        let kv = self.input([2, 1, 77, 128]);
+        let (q, out) = (self.linear(64, 64, false), self.linear(64, 64, true));
+        if let Some(folded) = fold_context(&mut self.g, &q, &out, kv, 2) {
+            for tokens in [64, 70] {
+                let [x, rest] = [0; 2].map(|_| self.input([2, 1, tokens, 64]));
+                cross(&mut self.g, x, &folded, &out, rest);
+            }
+        }
+    }
+
     fn norms(&mut self) {
         let (x, y) = (self.input([2, 3, 3, 8]), self.input([2, 3, 3, 4]));
         for silu in [false, true] {
@@ -206,6 +220,12 @@ impl Recorder<'_> {
         time_embedding(&mut self.g, times, &table, rows, true);
         time_embedding(&mut self.g, times, &table, rows, false);
         take(&mut self.g, x);
+        // The VAE's: f32 for products of f16.
+        if self.g.dtype == DType::F32 && self.weights == DType::F16 {
+            self.g.operands = DType::F16;
+            narrow(&mut self.g, x);
+            self.g.operands = DType::F32;
+        }
         let factors = f32s(&mut self.g, [1, 1, 1, 256]);
         let dtype = self.g.dtype;
         fma(&mut self.g, factors, dtype, 64, 8);
@@ -240,6 +260,7 @@ fn recordings() -> Vec<Graph> {
                 recorder.matmuls();
                 recorder.convolutions();
                 recorder.attentions();
+                recorder.prompts();
                 recorder.norms();
                 recorder.sampling();
                 recorder.loading();

@@ -24,7 +24,16 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     var sum = vec4<f32>(0.0);
     //: for i in 0..PER
     var v_$i = vec4<f32>(0.0);
-    if (lane + $iu * LANES < dims.c4) { v_$i = vec4<f32>(x[base + lane + $iu * LANES]); }
+    var gamma_$i = vec4<f32>(0.0);
+    var beta_$i = vec4<f32>(0.0);
+    if (lane + $iu * LANES < dims.c4) {
+        v_$i = vec4<f32>(x[base + lane + $iu * LANES]);
+        // Before they are needed: they come from memory, while the row is summed.
+        gamma_$i = gamma[lane + $iu * LANES];
+        beta_$i = beta[lane + $iu * LANES];
+    }
+    //: end
+    //: for i in 0..PER
     sum += v_$i;
     //: end
     let mean = total(sum) / channels;
@@ -38,9 +47,6 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let scale = 1.0 / sqrt(total(squares) / channels + dims.eps);
     if (row >= dims.rows) { return; }
     //: for i in 0..PER
-    if (lane + $iu * LANES < dims.c4) {
-        let at = lane + $iu * LANES;
-        out[base + at] = elem4(v_$i * scale * gamma[at] + beta[at]);
-    }
+    if (lane + $iu * LANES < dims.c4) { out[base + lane + $iu * LANES] = elem4(v_$i * scale * gamma_$i + beta_$i); }
     //: end
 }

@@ -16,6 +16,9 @@ const B_COLUMNS: u32 = 0u;       // 1: load_b gives four of a column, and its ti
 const SPLITS: u32 = 1u;         // workgroups that share a tile's steps
 const SLICES: u32 = 1u;         // products of one kind side by side
 const WIDE: bool = false;       // A is f32 and may exceed f16: it is scaled down, and the sums up again
+const NARROWED: bool = false;   // .. and was, before (kernels/narrow)
+const SOFTMAX: u32 = 0u;         // 1: each subgroup's columns of a row are scores, of which only their softmax in powers of two is stored
+const KEYS: u32 = 0u;            // .. the first so many of them
 const RAGGED: bool = false;     // are there rows or columns beyond the matrix in a tile?
 const GROUP: u32 = 8u;          // tiles down before the next column of tiles, so that neighbours share what is cached
 const FM: u32 = WM / EDGE;
@@ -56,7 +59,7 @@ alias part4 = vec4<f16>;
 
 fn operand(value: vec4<f32>) -> part4 {
     // What even so is too large is cut off: a bright spot, not an infinity that spreads.
-    if (WIDE) { return vec4<f16>(clamp(value / SCALE, vec4<f32>(-65504.0), vec4<f32>(65504.0))); }
+    if (WIDE && !NARROWED) { return vec4<f16>(clamp(value / SCALE, vec4<f32>(-65504.0), vec4<f32>(65504.0))); }
     return vec4<f16>(value);
 }
 
@@ -82,6 +85,28 @@ fn residual_of(row: u32, n4: u32) -> residual4 {
     return load_residual(row_of_c(row), n4);
 }
 
+//: if 0 < SOFTMAX
+// Four scores of the columns from `column` on; those that do not count are below every other.
+fn scores(value: vec4<f32>, column: u32) -> vec4<f32> {
+    return select(vec4<f32>(-1.0e30), value, vec4<u32>(column) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(KEYS));
+}
+
+fn highest(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
+
+// Of a row, which neighbouring lanes have.
+fn of_row_max(x: f32) -> f32 {
+    var high = max(x, subgroupShuffleXor(x, 1u));
+    if (C_ROW == 4u) { high = max(high, subgroupShuffleXor(high, 2u)); }
+    return high;
+}
+
+fn of_row_sum(x: f32) -> f32 {
+    var sum = x + subgroupShuffleXor(x, 1u);
+    if (C_ROW == 4u) { sum += subgroupShuffleXor(sum, 2u); }
+    return sum;
+}
+
+//: end
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
     share = wid.y;
@@ -170,7 +195,36 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: end
     //: end
-    //: if 0 < $i
+    //: if 0 < $i * SOFTMAX
+    //: for t in 0..(FOURS - 1) / LANES + 1
+    var top_$i_$t = -1.0e30;
+    var sum_$i_$t = 0.0;
+    //: end
+    //: for j in 0..FN
+    coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
+    workgroupBarrier();
+    //: for t in 0..(FOURS - 1) / LANES + 1
+    let score_$i_$j_$t = scores(c_tile[c_to + four + $tu * LANES], $ju * EDGE + four % C_ROW * 4u);
+    top_$i_$t = max(top_$i_$t, highest(score_$i_$j_$t));
+    //: end
+    workgroupBarrier();
+    //: end
+    //: for t in 0..(FOURS - 1) / LANES + 1
+    top_$i_$t = of_row_max(top_$i_$t);
+    //: for j in 0..FN
+    let weight_$i_$j_$t = exp2(score_$i_$j_$t - top_$i_$t);
+    sum_$i_$t += dot(weight_$i_$j_$t, vec4<f32>(1.0));
+    //: end
+    sum_$i_$t = of_row_sum(sum_$i_$t);
+    {
+        let row = row_to + ($iu - 1u) * EDGE + $tu * LANES / C_ROW;
+        //: for j in 0..FN
+        if (within_c(row, to4_$j)) { store_four(row_of_c(row), to4_$j, weight_$i_$j_$t / sum_$i_$t, residual4()); }
+        //: end
+    }
+    //: end
+    //: end
+    //: if 0 < $i * (1 - SOFTMAX)
     //: for j in 0..FN
     coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
     workgroupBarrier();

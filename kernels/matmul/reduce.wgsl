@@ -20,12 +20,20 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let n4 = index % pairs * 2u;
     if (row >= dims.m) { return; }
     let last = min(n4 + 1u, dims.n4 - 1u);
-    var first = vec4<f32>(0.0);
-    var second = vec4<f32>(0.0);
+    // Ahead of the sums, so that nothing waits for it.
+    let rest_first = load_residual(row, n4);
+    let rest_second = load_residual(row, last);
+    var first = load_bias(row, n4);
+    var second = load_bias(row, last);
     for (var share = 0u; share < SPLITS; share++) {
         let at = (share * dims.m + row) * dims.n4;
         first += shares[at + n4];
         second += shares[at + last];
     }
-    store_c(row, n4, first, second);
+    if (PAIRED == 1u) {
+        store_pair(row, n4, first, second);
+        return;
+    }
+    store_four(row, n4, first, rest_first);
+    if (n4 + 1u < dims.n4) { store_four(row, n4 + 1u, second, rest_second); }
 }

@@ -1,5 +1,5 @@
 // C = epilogue(A B) in tiles, on matrix units (kernels/lib/coop.wgsl) or by multiply-adds (kernels/lib/tile.wgsl). A [M, K], B [K, N], C [M, N], K a multiple of BK;
-// grid (tiles, shares of K).
+// grid (tiles, shares of K, slices): products side by side have rows and a B of their own each.
 alias elem4 = vec4<f16>;
 alias weight4 = vec4<f16>;
 alias out4 = vec4<f16>;
@@ -20,7 +20,7 @@ var<private> a_at: u32;
 var<private> b_at: u32;
 var<private> b_column: u32;
 
-fn row_of_c(row: u32) -> u32 { return row; }
+fn row_of_c(row: u32) -> u32 { return select(row, slice * dims.m + row, SLICES > 1u); }
 
 fn steps() -> u32 { return dims.k4 / BK4; }
 
@@ -31,6 +31,10 @@ fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     b_column = n4_0 + local % B_RUN;
     b_at = (local / B_RUN + step * BK) * dims.n4;
     if (!RAGGED) { b_at += b_column; }
+    if (SLICES > 1u) {
+        b_at += slice * dims.k4 * 4u * dims.n4;
+        if (!RAGGED) { a_at += slice * dims.m * dims.k4; }
+    }
 }
 
 fn advance() {
@@ -39,7 +43,7 @@ fn advance() {
 }
 
 fn load_a(i: u32) -> part4 {
-    if (RAGGED) { return operand(vec4<f32>(a[min(a_row + i * A_ROWS, dims.m - 1u) * dims.k4 + a_at])); }
+    if (RAGGED) { return operand(vec4<f32>(a[row_of_c(min(a_row + i * A_ROWS, dims.m - 1u)) * dims.k4 + a_at])); }
     return operand(vec4<f32>(a[a_at + i * (A_ROWS * dims.k4)]));
 }
 

@@ -65,6 +65,15 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// How much of its loops is written out, by the sizes that say so: what takes long to compile.
+    fn fragments(&self) -> u32 {
+        let size = |name: &str| match self.head.iter().find(|(known, _)| *known == name) {
+            Some((_, Value::U32(n))) => *n,
+            _ => 1,
+        };
+        size("WM") * size("WN").max(size("DP"))
+    }
+
     /// The WGSL text for a compiler, its marked loops written out (src/gpu/unroll.rs).
     ///
     /// # Panics
@@ -218,6 +227,9 @@ impl Gpu {
             }
         }
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(wanted.len());
+        // The longest first, so that none begins when the others are done.
+        let mut wanted: Vec<_> = wanted.into_iter().collect();
+        wanted.sort_by_key(|(_, (kernel, _))| std::cmp::Reverse(kernel.fragments()));
         let queue = Mutex::new(wanted.into_iter());
         let failed = Mutex::new(None);
         let work = || {

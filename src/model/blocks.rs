@@ -7,6 +7,7 @@ use crate::gpu::{Graph, Tensor};
 use crate::loader::Loader;
 use crate::ops::attention::{Attention, attention, attention_with_mass};
 use crate::ops::conv2d::{Taps, conv2d};
+use crate::ops::cross::{Folded, cross, fold};
 use crate::ops::group_norm::group_norm;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::matmul;
@@ -80,8 +81,34 @@ impl Resnet {
     }
 }
 
-/// Keys and values of one cross-attention for the prompts, [P, 1, S, 2·C]; computed once per prompt.
-pub type ContextKv = Tensor;
+/// What one cross-attention knows of the prompts; computed once per prompt.
+#[derive(Clone, Copy)]
+pub enum ContextKv {
+    /// Keys and values, [P, 1, S, 2·C].
+    Apart(Tensor),
+    /// The projections around them folded in.
+    Folded(Folded),
+}
+
+impl ContextKv {
+    /// Its tensors, in the order of [`ContextKv::map`].
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let mut all = Vec::new();
+        self.map(|tensor| {
+            all.push(tensor);
+            tensor
+        });
+        all
+    }
+
+    /// The same of other tensors: where they are bound elsewhere, or of fewer prompts.
+    pub fn map(&self, mut of: impl FnMut(Tensor) -> Tensor) -> ContextKv {
+        match *self {
+            ContextKv::Apart(kv) => ContextKv::Apart(of(kv)),
+            ContextKv::Folded(f) => ContextKv::Folded(Folded { keys: of(f.keys), values: of(f.values), ..f }),
+        }
+    }
+}
 
 /// BasicTransformerBlock: self-attention, cross-attention, feed-forward, each with norm before and residual after.
 pub struct TransformerBlock {
@@ -91,7 +118,7 @@ pub struct TransformerBlock {
     norm2: Norm,
     q: Linear,
     /// Context D → [k, v].
-    pub kv: Linear,
+    kv: Linear,
     out2: Linear,
     norm3: Norm,
     up: Linear,
@@ -120,6 +147,15 @@ impl TransformerBlock {
         })
     }
 
+    /// Of hidden states [P, 1, S, D].
+    pub fn context(&self, g: &mut Graph, hidden: Tensor) -> ContextKv {
+        let kv = matmul(g, hidden, &self.kv, Epilogue::default());
+        match fold(g, &self.q, &self.out2, kv, self.heads) {
+            Some(folded) => ContextKv::Folded(folded),
+            None => ContextKv::Apart(kv),
+        }
+    }
+
     /// x [B / share, 1, T, C] → [B, 1, T, C]; with `mass_of` also the self-attention's mass per key of that many first images.
     fn forward(
         &self,
@@ -142,11 +178,20 @@ impl TransformerBlock {
         let x = matmul(g, h, &self.out1, Epilogue::add(x));
 
         let h = layer_norm(g, x, &self.norm2);
-        let q = matmul(g, h, &self.q, Epilogue::default());
         // Here the prompts part.
-        let (q, x) = (repeat(g, q, share), repeat(g, x, share));
-        let h = attention(g, &Attention::cross(q, kv, self.heads));
-        let x = matmul(g, h, &self.out2, Epilogue::add(x));
+        let x = repeat(g, x, share);
+        let x = match kv {
+            ContextKv::Folded(folded) => {
+                let h = repeat(g, h, share);
+                cross(g, h, &folded, &self.out2, x)
+            }
+            ContextKv::Apart(kv) => {
+                let q = matmul(g, h, &self.q, Epilogue::default());
+                let q = repeat(g, q, share);
+                let h = attention(g, &Attention::cross(q, kv, self.heads));
+                matmul(g, h, &self.out2, Epilogue::add(x))
+            }
+        };
 
         let h = layer_norm(g, x, &self.norm3);
         let h = matmul(g, h, &self.up, Epilogue::act(Activation::Geglu));

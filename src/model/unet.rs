@@ -197,16 +197,9 @@ impl UNet {
         down.chain([&self.mid.attention]).chain(up)
     }
 
-    /// Channels of each of [`UNet::context`]'s tensors.
-    pub fn context_widths(&self) -> impl Iterator<Item = u32> {
-        self.transformers().flat_map(|t| &t.blocks).map(|block| block.kv.weight.dims[3])
-    }
-
-    /// Keys and values of every cross-attention for `context` [P, 1, S, D], in the order of the computation: each
-    /// [P, 1, S, 2·C]. Once per prompt.
+    /// What every cross-attention knows of the `context` [P, 1, S, D], in the order of the computation. Once per prompt.
     pub fn context(&self, g: &mut Graph, context: Tensor) -> Vec<ContextKv> {
-        let blocks = self.transformers().flat_map(|t| &t.blocks);
-        blocks.map(|block| matmul(g, context, &block.kv, Epilogue::default())).collect()
+        self.transformers().flat_map(|t| &t.blocks).map(|block| block.context(g, context)).collect()
     }
 
     /// The weights of the way up's doublings for latents of [h, w], each as [`fold`] has it: none where a size is odd, and what comes is

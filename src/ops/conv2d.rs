@@ -1,5 +1,6 @@
 //! conv2d: 1x1 and 3x3 convolution, channels last, as an implicit matrix product over taps and channels.
 
+use super::narrow::narrow;
 use super::product::{self, Product};
 use super::tiles::{Layout, Method, Shape};
 use super::{Activation, Conv, Epilogue, Variant, assert_residual, source, vec4_of, weight_lib};
@@ -131,7 +132,7 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let size = |n: u32| (n + taps.pad[0] + taps.pad[1] - kernel) / taps.stride + 1;
     let shape = [batch, size(in_h), size(in_w), n];
     let m = shape[0] * shape[1] * shape[2];
-    let product = Shape { m, n, k, slices: 1, depth: common_divisor(x_channels, y_channels) };
+    let product = Shape { m, n, k, slices: 1, depth: common_divisor(x_channels, y_channels), whole: 0 };
     let coop = product::fits(g, &product, Layout::Rows, [x.dtype, layer.weight.dtype]);
     let half = [x.dtype, layer.weight.dtype] == [DType::F16; 2];
     let dims = Dims { m, n4: n / 4, coop, tile: product::tiled(g, &product), half };
@@ -161,9 +162,10 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     ];
     // PyTorch's nearest: f32 scale = in / out, source index = floor(index * scale).
     let scales = [src_h as f32 / in_h as f32, src_w as f32 / in_w as f32].map(f32::to_bits);
-    let reads = vec![x, y.unwrap_or(x), b];
     let dims_words = [&geometry[..], &scales].concat();
     if let Some(cut) = cut {
+        let (x, narrowed) = narrowed(g, x, cut.tile.method, kernel, y.is_none());
+        let reads = vec![x, y.unwrap_or(x), b];
         let linear = taps.stride == 1 && taps.resize.is_none() && shape[1..3] == [src_h, src_w];
         let head = [&form[..], &[("LINEAR", Value::Bool(linear))]].concat();
         let (bias, epilogue) = (layer.bias.as_ref(), &epilogue);
@@ -176,6 +178,7 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
             head,
             dims,
             reads,
+            narrowed,
             out: shape,
             epilogue,
             bias,
@@ -184,6 +187,7 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
         g.picked();
         return out;
     }
+    let reads = vec![x, y.unwrap_or(x), b];
     let (mut head, [bias, residual], words) = epilogue.parts(g, layer.bias.as_ref(), x, dims.m);
     let out = if epilogue.f32_out { g.activation_f32("conv2d", shape) } else { g.activation("conv2d", shape) };
     head.extend(form);
@@ -203,10 +207,18 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     out
 }
 
+/// f32 activations for matrix units, where each is read at several taps: in f16, once. And whether that was done.
+fn narrowed(g: &mut Graph, x: Tensor, method: Method, kernel: u32, alone: bool) -> (Tensor, bool) {
+    match method == Method::Coop && x.dtype == DType::F32 && kernel > 1 && alone {
+        true => (narrow(g, x), true),
+        false => (x, false),
+    }
+}
+
 /// A doubled picture's convolution as [`doubled`] runs it: x has `pixels`, in the graph's element type.
 fn doubled_shape(layer: &Conv, pixels: u32) -> Shape {
     let [_, _, k, n] = layer.weight.dims;
-    Shape { m: pixels, n, k: k / 9 * 4, slices: 4, depth: k / 9 }
+    Shape { m: pixels, n, k: k / 9 * 4, slices: 4, depth: k / 9, whole: 0 }
 }
 
 /// What multiplies a doubled picture's convolution here; none where it is resized instead.
@@ -272,9 +284,10 @@ pub fn doubled(g: &mut Graph, x: Tensor, layer: &Conv, folded: Tensor, epilogue:
     ];
     let one = 1f32.to_bits();
     let dims = vec![shape.m, shape.n / 4, h, w, h, w, c / 4, 0, 1, 0, h, w, one, one];
+    let (x, narrowed) = narrowed(g, x, cut.tile.method, 3, true);
     let (reads, out) = (vec![x, x, folded], [batch, 2 * h, 2 * w, shape.n]);
-    let (bias, epilogue) = (layer.bias.as_ref(), &epilogue);
-    let product = Product { op: "conv2d", sources: [&COOP, &TILE], shape, cut, head, dims, reads, out, epilogue, bias };
+    let (bias, epilogue, sources) = (layer.bias.as_ref(), &epilogue, [&COOP, &TILE]);
+    let product = Product { op: "conv2d", sources, shape, cut, head, dims, reads, narrowed, out, epilogue, bias };
     let out = product::record(g, product);
     g.picked();
     out

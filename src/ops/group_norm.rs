@@ -34,6 +34,9 @@ const MOST: u32 = 16 << 10;
 const THREADS: [u32; 3] = [256, 512, 1024];
 const EACH: u32 = 4;
 
+/// Words of registers in which a thread holds its pixels.
+const HELD: u32 = 24;
+
 /// The variants of a norm, the fastest first.
 pub static VARIANTS: &[Variant<Whole>] = &[
     Variant {
@@ -49,9 +52,15 @@ pub static VARIANTS: &[Variant<Whole>] = &[
         source: &APPLY,
         needs: |_| true,
         fits: |_| true,
-        grid: |d| linear_grid(u64::from(d.batch) * u64::from(d.pixels) * u64::from(d.c4), 64),
+        grid: |d| {
+            let [x, y, _] = linear_grid(u64::from(d.pixels.div_ceil(APPLIED)) * u64::from(d.c4), 64);
+            [x, y, d.batch]
+        },
     },
 ];
+
+/// Pixels of a thread that applies a norm: its loads are under way together.
+const APPLIED: u32 = 4;
 
 /// What the table of merges looks at.
 #[derive(Clone, Copy, Debug)]
@@ -120,6 +129,8 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     if variant.name == "workgroup" {
         let out = g.operand("group norm", [batch, h, w, channels]);
         let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
+        let per = pixels.div_ceil(threads / span4);
+        let held = if per * x.dtype.bytes() as u32 <= HELD { per } else { 0 };
         g.push(Node {
             op: "group_norm",
             variant: variant.name,
@@ -132,6 +143,7 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
                     ("out4", vec4_of(out.dtype)),
                     ("SILU", Value::Bool(silu)),
                     ("THREADS", Value::U32(threads)),
+                    ("PER", Value::U32(held)),
                 ],
             },
             reads: vec![sources[0], sources[1], gamma, beta],
@@ -188,7 +200,7 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
         },
         reads: vec![sources[0], sources[1], affine],
         writes: vec![out],
-        dims: vec![batch, pixels, x4, y4],
+        dims: vec![pixels, pixels.div_ceil(APPLIED), x4, y4],
         step: false,
         grid: (variant.grid)(&whole),
         flops: 2 * elements,
@@ -230,7 +242,7 @@ fn record_sums(g: &mut Graph, sources: [Tensor; 2], head: &[(&'static str, Value
     let inner = columns[1] - columns[0];
     let pixels = (rows[1] - rows[0]) * inner;
     // Enough chunks to fill a device, few enough to be merged quickly: by one thread, on software devices.
-    let most = if g.caps().is_cpu() { 64 } else { 256 };
+    let most = if g.caps().is_cpu() { 64 } else { (32_768 / (batch * (x4 + y4))).clamp(256, 1024) };
     let chunk = pixels.div_ceil(most).max(16);
     let chunks = pixels.div_ceil(chunk);
     let c4 = x4 + y4;

@@ -29,6 +29,9 @@ static SUBGROUP: Source = source!("matmul/register.wgsl", "lib/rows_shared.wgsl"
 static COOP: Source = source!("matmul/tiles.wgsl", "lib/coop.wgsl");
 static TILE: Source = source!("matmul/tiles.wgsl", "lib/tile.wgsl");
 
+/// The product in tiles: on matrix units, and by multiply-adds.
+pub(crate) static SOURCES: [&Source; 2] = [&COOP, &TILE];
+
 /// The variants, the fastest first.
 pub static VARIANTS: &[Variant<Dims>] = &[
     Variant {
@@ -82,7 +85,7 @@ pub static VARIANTS: &[Variant<Dims>] = &[
 pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> Tensor {
     let [_, _, k, n] = layer.weight.dims;
     assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
-    let shape = Shape { m: a.rows(), n, k, slices: 1, depth: k };
+    let shape = Shape { m: a.rows(), n, k, slices: 1, depth: k, whole: 0 };
     let suits = product::fits(g, &shape, Layout::Rows, [a.dtype, layer.weight.dtype]);
     let half = [a.dtype, layer.weight.dtype] == [DType::F16; 2];
     let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits, tile: product::tiled(g, &shape), half };
@@ -102,12 +105,13 @@ pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> T
         let dims = vec![dims.m, dims.n4, dims.k4];
         let product = Product {
             op: "matmul",
-            sources: [&COOP, &TILE],
+            sources: SOURCES,
             shape,
             cut,
             head: vec![],
             dims,
             reads: vec![a, b],
+            narrowed: false,
             out: size,
             epilogue,
             bias,

@@ -8,6 +8,7 @@ use crate::gpu::{Buffer, Caps};
 pub mod attention;
 pub mod blend;
 pub mod conv2d;
+pub mod cross;
 pub mod degrade;
 pub mod fma;
 pub mod group_norm;
@@ -15,6 +16,7 @@ pub mod guidance;
 pub mod layer_norm;
 pub mod lincomb;
 pub mod matmul;
+pub mod narrow;
 pub mod pack;
 pub mod product;
 pub mod repack;
@@ -56,6 +58,7 @@ pub fn tables() -> Vec<(&'static str, Vec<Row>)> {
         ("group_norm", rows(group_norm::VARIANTS)),
         ("group_norm_merge", rows(group_norm::MERGE_VARIANTS)),
         ("layer_norm", rows(layer_norm::VARIANTS)),
+        ("cross", cross::VARIANTS.to_vec()),
         ("touch", touch::VARIANTS.to_vec()),
     ]
 }

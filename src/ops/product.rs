@@ -23,7 +23,7 @@ pub fn tiled(g: &Graph, shape: &Shape) -> bool {
 /// Can this product of a graph run on matrix units? A in f32 is rounded to f16 only where the graph's operands are.
 pub fn fits(g: &Graph, shape: &Shape, layout: Layout, [a, b]: [DType; 2]) -> bool {
     let halves = b == DType::F16 && (a == DType::F16 || g.operands == DType::F16);
-    halves && shape.m >= 8 && tiles(g.caps(), Method::Coop, layout, shape.depth).next().is_some()
+    halves && shape.m >= 8 && tiles(g.caps(), Method::Coop, layout, shape.depth).any(|tile| shape.takes(tile, 1))
 }
 
 /// Cuts of a product that are tried when it is tuned.
@@ -91,6 +91,8 @@ pub(crate) struct Product<'a> {
     pub head: Vec<(&'static str, Value)>,
     pub dims: Vec<u32>,
     pub reads: Vec<Tensor>,
+    /// The first of them was [`super::narrow`]ed.
+    pub narrowed: bool,
     /// [B, H, W, columns].
     pub out: [u32; 4],
     pub epilogue: &'a Epilogue,
@@ -107,6 +109,7 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         mut head,
         mut dims,
         mut reads,
+        narrowed,
         out,
         epilogue,
         bias,
@@ -121,11 +124,14 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     let stored = shares.unwrap_or(result);
     let ragged = !shape.m.is_multiple_of(tile.bm) || !shape.n.is_multiple_of(tile.bn);
     head.extend(heads(&tile, g.caps(), Layout::Rows));
+    if tile.method == Method::Coop {
+        head.push(("NARROWED", Value::Bool(narrowed)));
+    }
     head.extend([
         ("RAGGED", Value::Bool(ragged)),
         ("SPLITS", Value::U32(splits)),
         ("SLICES", Value::U32(shape.slices)),
-        ("WIDE", Value::Bool(stand_in.dtype == DType::F32)),
+        ("WIDE", Value::Bool(narrowed || stand_in.dtype == DType::F32)),
         ("elem4", vec4_of(stand_in.dtype)),
         ("weight4", vec4_of(weights)),
         ("out4", vec4_of(stored.dtype)),

@@ -71,7 +71,7 @@ const TILES_16: &[Tile] = &[
 ];
 
 /// Tiles of matrices with an edge of 8.
-const TILES_8: &[Tile] = &[tile([32, 32, 16, 16, 16], 1, 0)];
+const TILES_8: &[Tile] = &[tile([32, 32, 16, 16, 16], 1, 0), tile([32, 80, 16, 16, 80], 3, 0)];
 
 /// How the second operand of a product lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +149,15 @@ pub struct Shape {
     pub slices: u32,
     /// Every source's channels are multiples of this.
     pub depth: u32,
+    /// Columns that a subgroup must have together, of their whole depth; 0 where any may.
+    pub whole: u32,
+}
+
+impl Shape {
+    /// May this tile cut it, into so many shares?
+    pub(crate) fn takes(&self, tile: &Tile, shares: u32) -> bool {
+        self.whole == 0 || (tile.wn == self.whole && shares == 1)
+    }
 }
 
 /// Multiprocessors that a product should fill: wgpu does not tell how many there are.
@@ -212,6 +221,7 @@ pub(crate) fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, m
         tiles(caps, method, layout, shape.depth).flat_map(|tile| splits.map(|shares| Cut { tile: *tile, shares }));
     let enough = |cut: &Cut| cut.shares == 1 || (cut.shares <= most && shape.k / cut.tile.bk / cut.shares >= 4);
     let mut cuts: Vec<Cut> = all.filter(|cut| count(&cut.tile, shape) <= 65_535).filter(enough).collect();
+    cuts.retain(|cut| shape.takes(&cut.tile, cut.shares));
     cuts.sort_by_key(|cut| time(&cut.tile, cut.shares));
     cuts
 }

@@ -1,0 +1,145 @@
+//! cross: attention to a short prompt in two products, what does not change from step to step folded into them.
+//!
+//! With q = x Wq and y = Σ softmax(q Kᵀ / √d) V Wo over the heads, Wq Kᵀ / √d and V Wo are the same for every step and every row: x times
+//! the one, a softmax over each head's keys, times the other, and neither q nor the heads' outputs exist. For prompts of one chunk (77
+//! tokens, [`KEYS`] with room) that is less work than the projections wherever a model has not many more heads than 640 / 80.
+
+use super::product::{self, Product};
+use super::tiles::{Method, Shape};
+use super::{Epilogue, Linear, Row, matmul, source, vec4_of};
+use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
+use crate::gpu::kernel::{Kernel, Source, Value};
+
+static FOLD_KEYS: Source = source!("cross/keys.wgsl", "lib/linear.wgsl");
+static FOLD_VALUES: Source = source!("cross/values.wgsl", "lib/linear.wgsl");
+
+/// Folded, where the product of that shape fits, or in [`super::attention`] between its projections.
+pub static VARIANTS: &[Row] = &[
+    // A row of a matrix lies with a whole number of a subgroup's lanes: they find its maximum together.
+    ("coop", |caps| caps.subgroups && caps.coop().is_some_and(|[edge, lanes]| (edge * edge / 4).is_multiple_of(lanes))),
+    ("apart", |_| true),
+];
+
+/// Keys that a head has room for: whole matrices, and the columns of one subgroup.
+pub const KEYS: u32 = 80;
+/// Folded keys of all heads beyond which they are more work than they save, unless there are as many channels.
+const FEW: u32 = 800;
+
+/// One cross-attention's weights for the prompts.
+#[derive(Clone, Copy)]
+pub struct Folded {
+    /// [P, 1, C, heads · KEYS]
+    pub keys: Tensor,
+    /// [P, 1, heads · KEYS, C]
+    pub values: Tensor,
+    /// Keys that there are of each.
+    pub tokens: u32,
+}
+
+/// Of all rows of one prompt's images; here those of one, which says as much about the tiles that suit.
+fn score_shape(rows: u32, folded: [u32; 4]) -> Shape {
+    let [slices, _, k, n] = folded;
+    Shape { m: rows / slices, n, k, slices, depth: k, whole: KEYS }
+}
+
+fn value_shape(rows: u32, folded: [u32; 4]) -> Shape {
+    let [slices, _, k, n] = folded;
+    Shape { m: rows / slices, n, k, slices, depth: k, whole: 0 }
+}
+
+/// Record the folding of the projections `q` and `out` into `kv` [P, 1, S, 2·C] of `heads` heads. None where matrix units do not multiply the
+/// result, or it is larger than what it saves.
+pub fn fold(g: &mut Graph, q: &Linear, out: &Linear, kv: Tensor, heads: u32) -> Option<Folded> {
+    let [prompts, _, tokens, width] = kv.dims;
+    let (c, room) = (q.weight.dims[2], heads * KEYS);
+    let [keys, values] = [[prompts, 1, c, room], [prompts, 1, room, c]];
+    let types = [g.dtype, kv.dtype, q.weight.dtype, out.weight.dtype];
+    let halves = types.iter().all(|&dtype| dtype == DType::F16) && q.bias.is_none();
+    // As many rows as make a tile: how many there are is not known yet.
+    let least = 64 * prompts;
+    let fits = [score_shape(least, keys), value_shape(least, values)]
+        .iter()
+        .all(|shape| product::fits(g, shape, super::tiles::Layout::Rows, [DType::F16; 2]));
+    let square = q.weight.dims[3] == c && out.weight.dims == [1, 1, c, c] && width == 2 * c;
+    let wanted = match g.forced_variant("cross") {
+        Some(name) => name == "coop",
+        // Whoever asks for another kernel of what is folded gets it.
+        None => (VARIANTS[0].1)(g.caps()) && ["attention", "matmul"].iter().all(|op| g.forced_variant(op).is_none()),
+    };
+    if !(wanted && halves && fits && square && tokens <= KEYS && room <= c.max(FEW)) {
+        return None;
+    }
+    let d4 = c / heads / 4;
+    let (q, o) = (q.weight.bind(g), out.weight.bind(g));
+    let half = || vec![("elem4", vec4_of(DType::F16)), ("weight4", vec4_of(DType::F16))];
+    let [keys, values] = [keys, values].map(|dims| g.weights("folded context", dims, DType::F16));
+    // Powers of two are what the kernels take.
+    let scale = std::f64::consts::LOG2_E / f64::from(c / heads).sqrt();
+    g.push(Node {
+        op: "cross_fold",
+        variant: "keys",
+        kernel: Kernel { source: &FOLD_KEYS, libs: vec![], head: half() },
+        reads: vec![q, kv],
+        writes: vec![keys],
+        dims: vec![prompts, c, heads, d4, tokens, KEYS / 4, (scale as f32).to_bits()],
+        step: false,
+        grid: linear_grid(keys.len() / 4, 64),
+        flops: keys.len() * 8 * u64::from(d4),
+    });
+    g.push(Node {
+        op: "cross_fold",
+        variant: "values",
+        kernel: Kernel { source: &FOLD_VALUES, libs: vec![], head: half() },
+        reads: vec![o, kv],
+        writes: vec![values],
+        dims: vec![prompts, c / 4, heads, d4, tokens, KEYS],
+        step: false,
+        grid: linear_grid(values.len() / 4, 64),
+        flops: values.len() * 8 * u64::from(d4),
+    });
+    Some(Folded { keys, values, tokens })
+}
+
+/// Record attention of x [B, 1, T, C] to the prompts, images of one prompt side by side, and its output projection, whose bias is `out`'s:
+/// [B, 1, T, C] + `residual`.
+pub fn cross(g: &mut Graph, x: Tensor, folded: &Folded, out: &Linear, residual: Tensor) -> Tensor {
+    let Folded { keys, values, tokens } = *folded;
+    let [b, h, w, c] = x.dims;
+    assert_eq!((c, b % keys.batch()), (keys.height() * keys.width(), 0), "cross: x {:?}, keys {:?}", x.dims, keys.dims);
+    let plain = Epilogue::default();
+    let softmax = vec![("SOFTMAX", Value::U32(1)), ("KEYS", Value::U32(tokens))];
+    let weights =
+        part(g, [x, keys], score_shape(x.rows(), keys.dims), [b, h, w, keys.channels()], softmax, (&plain, None));
+    let epilogue = Epilogue::add(residual);
+    part(g, [weights, values], value_shape(x.rows(), values.dims), [b, h, w, c], vec![], (&epilogue, Some(out)))
+}
+
+fn part(
+    g: &mut Graph,
+    [a, b]: [Tensor; 2],
+    shape: Shape,
+    out: [u32; 4],
+    head: Vec<(&'static str, Value)>,
+    (epilogue, layer): (&Epilogue, Option<&Linear>),
+) -> Tensor {
+    let form = if shape.whole > 0 { "scores" } else { "values" };
+    let Some(cut) = product::pick_cut(g, "cross", &shape, form, Method::Coop) else {
+        unreachable!("cross: weights were folded for {:?}", a.dims)
+    };
+    let product = Product {
+        op: "cross",
+        sources: matmul::SOURCES,
+        shape,
+        cut,
+        head,
+        dims: vec![shape.m, shape.n / 4, shape.k / 4],
+        reads: vec![a, b],
+        narrowed: false,
+        out,
+        epilogue,
+        bias: layer.and_then(|layer| layer.bias.as_ref()),
+    };
+    let out = product::record(g, product);
+    g.picked();
+    out
+}
