@@ -14,7 +14,7 @@ use scumble::gpu::noop::NoopProfile;
 use scumble::gpu::{DType, Gpu, Graph, Tensor};
 use scumble::ops::attention::{Attention, attention, attention_with_mass};
 use scumble::ops::blend::{Kept, blend};
-use scumble::ops::conv2d::{Taps, conv2d, conv2d_and_shortcut, doubled, fold};
+use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
 use scumble::ops::cross::{cross, fold as fold_context};
 use scumble::ops::degrade::degrade;
 use scumble::ops::fma::fma;
@@ -134,14 +134,6 @@ impl Recorder<'_> {
     }
 
     fn convolutions(&mut self) {
-        for (channels, second) in [(64, None), (64, Some(32)), (512, Some(256))] {
-            let [h, x] = [0; 2].map(|_| self.input([2, 3, 3, channels]));
-            let skip = second.map(|c| self.input([2, 3, 3, c]));
-            let Linear { weight, bias } = self.linear(9 * channels, 16, true);
-            let layer = Conv { weight, bias, kernel: 3 };
-            let weight = self.linear(channels + second.unwrap_or(0), 16, false).weight;
-            conv2d_and_shortcut(&mut self.g, h, &layer, (x, skip), &Conv { weight, bias: None, kernel: 1 });
-        }
         let sources = [[8, 4], [64, 32], [512, 256]].map(|c| c.map(|c| self.input([2, 3, 3, c])));
         let forms = sources.map(|[x, y]| [(1, x, None), (1, x, Some(y)), (3, x, None), (3, x, Some(y))]);
         for (kernel, x, second) in forms.into_iter().flatten() {

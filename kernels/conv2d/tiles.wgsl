@@ -4,15 +4,12 @@
 //
 // After doubling by nearest neighbour a 3x3 convolution is four of 2x2 on the small picture (kernels/conv2d/fold.wgsl), one for each
 // parity of the output's line and column: DOUBLED, a slice for each. Rows are then pixels of the small picture.
-//
-// A residual block's 1x1 shortcut is more depth of its last convolution: SHORTCUT, steps over the block's own two sources after those over x.
 alias elem4 = vec4<f16>;
 alias weight4 = vec4<f16>;
 alias out4 = vec4<f16>;
 alias residual4 = vec4<f16>;
 const KERNEL: u32 = 3u;             // 1 or 3 taps a side; 2 where DOUBLED
 const DOUBLED: bool = false;
-const SHORTCUT: u32 = 0u;           // 1: y and z are a shortcut's sources side by side, shortcut its weights
 const TWO_SOURCES: bool = false;    // channels of x, then channels of y, in place of a concatenation
 const RESIZE: bool = false;         // nearest-neighbour resize of the input to in_h x in_w before the taps
 const LINEAR: bool = true;          // output pixels lie over the stored ones: stride 1, no resize
@@ -24,23 +21,16 @@ struct Dims {
     stride: u32, pad: u32,                      // pad: rows above and columns to the left
     src_h: u32, src_w: u32,                     // the stored input; in_h, in_w unless RESIZE
     scale_y: f32, scale_x: f32,                 // f32(src / in), as PyTorch's nearest
-    //: if 0 < SHORTCUT
-    z4: u32,
-    //: end
     rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<elem4>;           // [B, src_h, src_w, x4]
 @group(0) @binding(1) var<storage, read> y: array<elem4>;           // [B, src_h, src_w, y4]
 @group(0) @binding(2) var<storage, read> b: array<weight4>;         // [KERNEL, KERNEL, 4 (x4 + y4), N/4]
-//: if 0 < SHORTCUT
-@group(0) @binding(3) var<storage, read> z: array<elem4>;           // [B, src_h, src_w, z4]
-@group(0) @binding(4) var<storage, read> shortcut: array<weight4>;  // [4 (y4 + z4), N/4]
-//: end
-@group(0) @binding(${3 + 2 * SHORTCUT}) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
-@group(0) @binding(${4 + 2 * SHORTCUT}) var<storage, read> residual: array<residual4>; // [M, N/4]
-@group(0) @binding(${5 + 2 * SHORTCUT}) var<storage, read_write> out: array<out4>;    // [M, N/4]
-@group(0) @binding(${6 + 2 * SHORTCUT}) var<uniform> dims: Dims;
+@group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
+@group(0) @binding(4) var<storage, read> residual: array<residual4>; // [M, N/4]
+@group(0) @binding(5) var<storage, read_write> out: array<out4>;    // [M, N/4]
+@group(0) @binding(6) var<uniform> dims: Dims;
 
 const TAPS: u32 = KERNEL * KERNEL;
 
@@ -57,19 +47,7 @@ var<private> channel4: u32;
 var<private> b_at: u32;
 var<private> b_column: u32;
 
-//: if SHORTCUT < 1
 fn steps() -> u32 { return TAPS * ((dims.x4 + dims.y4) / BK4); }
-//: end
-//: if 0 < SHORTCUT
-fn steps() -> u32 { return TAPS * (dims.x4 / BK4) + (dims.y4 + dims.z4) / BK4; }
-
-// Channels of an output pixel in the shortcut's sources.
-fn beside(pixel: u32) -> part4 {
-    let c4 = channel4 - dims.x4;
-    if (c4 >= dims.y4) { return operand(vec4<f32>(z[pixel * dims.z4 + c4 - dims.y4 + a_column])); }
-    return operand(vec4<f32>(y[pixel * dims.y4 + c4 + a_column]));
-}
-//: end
 
 fn row_of_c(row: u32) -> u32 {
     if (!DOUBLED) { return row; }
@@ -105,22 +83,12 @@ fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     //: end
     tap = vec2<u32>(step % TAPS / KERNEL, step % KERNEL);
     channel4 = step / TAPS * BK4;
-    //: if 0 < SHORTCUT
-    let before = TAPS * (dims.x4 / BK4);
-    if (step >= before) { channel4 = dims.x4 + (step - before) * BK4; }
-    //: end
     b_column = n4_0 + local % B_RUN;
     b_at = (local / B_RUN + slice * TAPS * 4u * (dims.x4 + dims.y4)) * dims.n4;
     if (!RAGGED) { b_at += b_column; }
 }
 
 fn advance() {
-    //: if 0 < SHORTCUT
-    if (channel4 >= dims.x4) {
-        channel4 += BK4;
-        return;
-    }
-    //: end
     tap.y += 1u;
     if (tap.y == KERNEL) { tap = vec2<u32>(tap.x + 1u, 0u); }
     if (tap.x == KERNEL) {
@@ -137,9 +105,6 @@ fn fetch(pixel: u32) -> part4 {
 
 fn load_a(i: u32) -> part4 {
     let row = row_of(i);
-    //: if 0 < SHORTCUT
-    if (channel4 >= dims.x4) { return beside(row); }
-    //: end
     if (KERNEL == 1u && LINEAR) { return fetch(row); }
     if (LINEAR) {
         let inside = places[i / 4u] >> (i % 4u * 8u);
@@ -153,14 +118,8 @@ fn load_a(i: u32) -> part4 {
 }
 
 fn load_b(i: u32) -> part4 {
-    let line = (tap.x * KERNEL + tap.y) * (dims.x4 + (1u - SHORTCUT) * dims.y4) + channel4;
-    let column = select(i % B_RUNS * B_RUN, min(b_column + i % B_RUNS * B_RUN, dims.n4 - 1u), RAGGED);
-    //: if 0 < SHORTCUT
-    if (channel4 >= dims.x4) {
-        let depth = (channel4 - dims.x4) * 4u + i / B_RUNS * B_ROWS;
-        return part4(load_weight(shortcut[b_at + depth * dims.n4 + column]));
-    }
-    //: end
-    let depth = line * 4u + i / B_RUNS * B_ROWS;
-    return part4(load_weight(b[b_at + depth * dims.n4 + column]));
+    let depth = ((tap.x * KERNEL + tap.y) * (dims.x4 + dims.y4) + channel4) * 4u + i / B_RUNS * B_ROWS;
+    let at = b_at + depth * dims.n4;
+    if (RAGGED) { return part4(load_weight(b[at + min(b_column + i % B_RUNS * B_RUN, dims.n4 - 1u)])); }
+    return part4(load_weight(b[at + i % B_RUNS * B_RUN]));
 }

@@ -58,14 +58,13 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let own_beta = beta[c4];
     var sum = vec4<f32>(0.0);
     var square = vec4<f32>(0.0);
-    // Loads without conditions are under way together; what is loaded twice counts once.
     //: for i in 0..PER
-    let held_$i = load(image + min(line + $iu * lines, dims.pixels - 1u), c4);
+    var held_$i = elem4();
+    if (line < lines && line + $iu * lines < dims.pixels) { held_$i = load(image + line + $iu * lines, c4); }
     //: end
     //: for i in 0..PER
-    {
-        let own = line < lines && line + $iu * lines < dims.pixels;
-        let d = select(vec4<f32>(0.0), vec4<f32>(held_$i) - first, own);
+    if (line < lines && line + $iu * lines < dims.pixels) {
+        let d = vec4<f32>(held_$i) - first;
         sum += d;
         square += d * d;
     }

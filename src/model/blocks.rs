@@ -6,21 +6,19 @@ use crate::error::Result;
 use crate::gpu::{Graph, Tensor};
 use crate::loader::Loader;
 use crate::ops::attention::{Attention, attention, attention_with_mass};
-use crate::ops::conv2d::{Taps, conv2d, conv2d_and_shortcut};
+use crate::ops::conv2d::{Taps, conv2d};
 use crate::ops::cross::{Folded, cross, fold};
 use crate::ops::group_norm::group_norm;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::matmul;
 use crate::ops::repeat::repeat;
 use crate::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm};
-use crate::weights::Weights;
 
 /// ResnetBlock2D: norm, SiLU, conv, + time embedding, norm, SiLU, conv, + shortcut.
 pub struct Resnet {
     norm1: Norm,
     conv1: Conv,
     norm2: Norm,
-    /// Its bias holds the shortcut's too.
     conv2: Conv,
     shortcut: Option<Conv>,
     groups: u32,
@@ -49,23 +47,15 @@ impl Resnet {
         time_offset: Option<u32>,
     ) -> Result<Resnet> {
         let [c_in, c_out] = channels;
-        let mut conv2 = l.conv(&format!("{name}.conv2"), c_out, c_out, 3).await?;
-        let mut shortcut = None;
-        if c_in != c_out {
-            let conv = l.conv(&format!("{name}.conv_shortcut"), c_in, c_out, 1).await?;
-            shortcut = Some(Conv { bias: None, ..conv });
-            let both = |weights: &Weights| {
-                let [own, other] =
-                    ["conv2", "conv_shortcut"].map(|conv| weights.finite(&format!("{name}.{conv}.bias"), &[c_out]));
-                Ok(own?.iter().zip(&other?).map(|(a, b)| a + b).collect())
-            };
-            conv2.bias = Some(l.values(&format!("{name}.conv2.bias"), c_out, both).await?);
-        }
+        let shortcut = match c_in == c_out {
+            true => None,
+            false => Some(l.conv(&format!("{name}.conv_shortcut"), c_in, c_out, 1).await?),
+        };
         Ok(Resnet {
             norm1: l.norm(&format!("{name}.norm1"), c_in, eps).await?,
             conv1: l.conv(&format!("{name}.conv1"), c_in, c_out, 3).await?,
             norm2: l.norm(&format!("{name}.norm2"), c_out, eps).await?,
-            conv2,
+            conv2: l.conv(&format!("{name}.conv2"), c_out, c_out, 3).await?,
             shortcut,
             groups: groups as u32,
             time_offset,
@@ -83,10 +73,11 @@ impl Resnet {
         });
         let h = conv2d(g, h, None, &self.conv1, Taps::same(3), Epilogue { bias_rows, ..Default::default() });
         let h = group_norm(g, h, None, &self.norm2, self.groups, true);
-        match &self.shortcut {
-            Some(shortcut) => conv2d_and_shortcut(g, h, &self.conv2, (x, skip), shortcut),
-            None => conv2d(g, h, None, &self.conv2, Taps::same(3), Epilogue::add(x)),
-        }
+        let residual = match &self.shortcut {
+            Some(conv) => conv2d(g, x, skip, conv, Taps::same(1), Epilogue::default()),
+            None => x,
+        };
+        conv2d(g, h, None, &self.conv2, Taps::same(3), Epilogue::add(residual))
     }
 }
 

@@ -207,59 +207,6 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     out
 }
 
-/// Record a residual block's end: the 3x3 convolution of h [B, H, W, C'] plus the 1x1 `shortcut` of x [B, H, W, C] and `skip` beside it, whose bias is
-/// in the layer's. In tiles it is more depth of the same product; elsewhere a convolution of its own, and the residual.
-pub fn conv2d_and_shortcut(
-    g: &mut Graph,
-    h: Tensor,
-    layer: &Conv,
-    (x, skip): (Tensor, Option<Tensor>),
-    shortcut: &Conv,
-) -> Tensor {
-    assert!(shortcut.bias.is_none() && shortcut.kernel == 1 && layer.kernel == 3, "conv2d: a shortcut of another form");
-    let [batch, height, width, c] = h.dims;
-    let n = layer.weight.dims[3];
-    let [x_channels, skip_channels] = [x.channels(), skip.map_or(0, |skip| skip.channels())];
-    let depth = common_divisor(common_divisor(c, x_channels), skip_channels);
-    let k = 9 * c + x_channels + skip_channels;
-    let shape = Shape { m: h.rows(), n, k, slices: 1, depth, whole: 0 };
-    let types = [x.dtype, skip.unwrap_or(x).dtype, layer.weight.dtype, shortcut.weight.dtype];
-    let alike = types.iter().all(|&dtype| dtype == h.dtype) && h.dtype == DType::F16;
-    let way = "shortcut";
-    let method = tiled_by(g, &shape, h.dtype, layer.weight.dtype).filter(|_| alike);
-    let Some(cut) = method.and_then(|method| product::pick_cut(g, "conv2d", &shape, way, method)) else {
-        let residual = conv2d(g, x, skip, shortcut, Taps::same(1), Epilogue::default());
-        return conv2d(g, h, None, layer, Taps::same(3), Epilogue::add(residual));
-    };
-    let (b, s) = (layer.weight.bind(g), shortcut.weight.bind(g));
-    let head = vec![
-        ("KERNEL", Value::U32(3)),
-        ("TWO_SOURCES", Value::Bool(false)),
-        ("RESIZE", Value::Bool(false)),
-        ("LINEAR", Value::Bool(true)),
-        ("SHORTCUT", Value::U32(1)),
-    ];
-    let one = 1f32.to_bits();
-    let [c4, x4, skip4] = [c, x_channels, skip_channels].map(|n| n / 4);
-    let dims = vec![shape.m, n / 4, height, width, height, width, c4, x4, 1, 1, height, width, one, one, skip4];
-    let product = Product {
-        op: "conv2d",
-        sources: [&COOP, &TILE],
-        shape,
-        cut,
-        head,
-        dims,
-        reads: vec![h, x, b, skip.unwrap_or(x), s],
-        narrowed: false,
-        out: [batch, height, width, n],
-        epilogue: &Epilogue::default(),
-        bias: layer.bias.as_ref(),
-    };
-    let out = product::record(g, product);
-    g.picked();
-    out
-}
-
 /// f32 activations for matrix units, where each is read at several taps: in f16, once. And whether that was done.
 fn narrowed(g: &mut Graph, x: Tensor, method: Method, kernel: u32, alone: bool) -> (Tensor, bool) {
     match method == Method::Coop && x.dtype == DType::F32 && kernel > 1 && alone {
@@ -274,8 +221,8 @@ fn doubled_shape(layer: &Conv, pixels: u32) -> Shape {
     Shape { m: pixels, n, k: k / 9 * 4, slices: 4, depth: k / 9, whole: 0 }
 }
 
-/// What multiplies a convolution here that is there in tiles only; none where there is another way.
-fn tiled_by(g: &Graph, shape: &Shape, x: DType, weights: DType) -> Option<Method> {
+/// What multiplies a doubled picture's convolution here; none where it is resized instead.
+fn doubled_by(g: &Graph, shape: &Shape, x: DType, weights: DType) -> Option<Method> {
     let coop = product::fits(g, shape, Layout::Rows, [x, weights]).then_some(Method::Coop);
     // Packed weights are not added.
     let tile = (weights != DType::Packed && product::tiled(g, shape)).then_some(Method::Tile);
@@ -292,7 +239,7 @@ fn tiled_by(g: &Graph, shape: &Shape, x: DType, weights: DType) -> Option<Method
 /// enough. None where a picture of that many pixels and more would not be doubled so; then [`conv2d`] resizes.
 pub fn fold(g: &mut Graph, layer: &Conv, pixels: u32) -> Option<Tensor> {
     let shape = doubled_shape(layer, pixels);
-    tiled_by(g, &shape, g.dtype, layer.weight.dtype).filter(|_| layer.kernel == 3)?;
+    doubled_by(g, &shape, g.dtype, layer.weight.dtype).filter(|_| layer.kernel == 3)?;
     let weight = layer.weight.bind(g);
     let [_, _, k, n] = weight.dims;
     // A sum of f16 weights is no f16: where all else is f32 it stays exact.
@@ -324,7 +271,7 @@ pub fn doubled(g: &mut Graph, x: Tensor, layer: &Conv, folded: Tensor, epilogue:
     assert_eq!([c * 16, shape.n], folded.dims[2..], "conv2d: {:?} with folded weights {:?}", x.dims, folded.dims);
     assert_residual("conv2d", &epilogue, 4 * shape.m, shape.n);
     let way = format!("{:?} {:?} doubled", x.dtype, folded.dtype);
-    let method = tiled_by(g, &shape, x.dtype, folded.dtype);
+    let method = doubled_by(g, &shape, x.dtype, folded.dtype);
     let Some(cut) = method.and_then(|method| product::pick_cut(g, "conv2d", &shape, &way, method)) else {
         unreachable!("conv2d: weights were folded for {:?}", x.dims)
     };

@@ -1,7 +1,7 @@
 //! conv2d against its definition: concatenate, resize, pad, then Σ over taps and channels, then the epilogue.
 
 use scumble::gpu::DType;
-use scumble::ops::conv2d::{Taps, conv2d, conv2d_and_shortcut, doubled, fold};
+use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
 use scumble::ops::matmul::TYPES;
 use scumble::ops::{Activation, Conv};
 
@@ -244,51 +244,6 @@ fn half_operands_of_f32_activations() {
             let got = run.finish(&[result]);
             let what = format!("{input:?} times {size:e}");
             check(place, limit(DType::F16), &what, &got[0], &epilogue.reference(&sums));
-        }
-    });
-}
-
-/// A residual block's last convolution and its shortcut: one product where tiles multiply, with one source beside it, two, and shares.
-#[test]
-fn matrix_units_with_a_shortcut() {
-    everywhere("conv2d", |place| {
-        for dtype in place.activations() {
-            for (batch, size, c, sources, n) in [
-                (2, [5, 3], 64, [32, 0], 36),
-                (1, [9, 7], 32, [96, 64], 40),
-                (1, [8, 8], 320, [320, 64], 32),
-                (1, [3, 4], 12, [8, 4], 20),
-            ] {
-                let [h, w] = size;
-                let host = |seed, c| Host {
-                    dims: [batch, h, w, c],
-                    dtype,
-                    values: normal(seed, [batch, h, w, c], dtype).values,
-                };
-                let (x, one, two, none) = (host(11, c), host(12, sources[0]), host(13, sources[1]), host(14, 0));
-                let (weight, other) = (weights(15, 9 * c, n, dtype), weights(16, sources[0] + sources[1], n, dtype));
-                let case = Case { batch, size, channels: [c, 0], out: n, ..BASE };
-                let (mut sums, dims) = convolve(&case, &x, &none, &weight);
-                let taps = Taps::same(1);
-                let beside = Case { channels: sources, kernel: 1, taps, ..case };
-                let (more, _) = convolve(&beside, &one, &two, &other);
-                sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-                let epilogue = HostEpilogue::new(Form { bias: Bias::Own, ..PLAIN }, batch * h * w, n, dtype);
-                let mut run = place.start(dtype);
-                let (input, first) = (run.bind(&x), run.bind(&one));
-                let second = (sources[1] > 0).then(|| run.bind(&two));
-                let layer = Conv { weight: weight.param(&run.gpu), bias: epilogue.own(&run.gpu), kernel: 3 };
-                let shortcut = Conv { weight: other.param(&run.gpu), bias: None, kernel: 1 };
-                let result = conv2d_and_shortcut(&mut run.g, input, &layer, (first, second), &shortcut);
-                assert_eq!((result.dims, result.dtype), (dims, dtype));
-                let products =
-                    run.g.nodes().iter().filter(|node| node.op == "conv2d" && node.variant != "reduce").count();
-                let one = dtype == DType::F16 && (place.variant == "tile" || (place.variant == "coop" && c > 12));
-                assert_eq!(products, if one { 1 } else { 2 }, "{dtype:?} {c} + {sources:?}");
-                let got = run.finish(&[result]);
-                let text = format!("{dtype:?} {case:?} and {sources:?}");
-                check(place, limit(dtype), &text, &got[0], &epilogue.reference(&sums));
-            }
         }
     });
 }
