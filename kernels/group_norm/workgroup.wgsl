@@ -6,7 +6,6 @@ alias out4 = vec4<f32>;
 const TWO_SOURCES: bool = false;
 const SILU: bool = false;
 const THREADS: u32 = 256u;
-const PER: u32 = 0u;            // pixels that a thread holds from the sums to the result; 0 where they are too many, and loaded twice
 
 struct Dims { pixels: u32, x4: u32, y4: u32, span4: u32, group: u32, eps: f32 }     // span4 channels / 4 of a span, group channels
 
@@ -23,9 +22,9 @@ var<workgroup> squares: array<vec4<f32>, THREADS>;
 // Mean and 1 / deviation of each group; a span has at most four.
 var<workgroup> stats: array<vec4<f32>, 4>;
 
-fn load(pixel: u32, c4: u32) -> elem4 {
-    if (TWO_SOURCES && c4 >= dims.x4) { return y[pixel * dims.y4 + c4 - dims.x4]; }
-    return x[pixel * dims.x4 + c4];
+fn load(pixel: u32, c4: u32) -> vec4<f32> {
+    if (TWO_SOURCES && c4 >= dims.x4) { return vec4<f32>(y[pixel * dims.y4 + c4 - dims.x4]); }
+    return vec4<f32>(x[pixel * dims.x4 + c4]);
 }
 
 fn group_of(column: u32) -> vec4<u32> {
@@ -35,12 +34,6 @@ fn group_of(column: u32) -> vec4<u32> {
 // Sum over the span's channels that are of `group`.
 fn within(group: u32, column: u32, value: vec4<f32>) -> f32 {
     return dot(value, select(vec4<f32>(0.0), vec4<f32>(1.0), group_of(column) == vec4<u32>(group)));
-}
-
-fn normed(value: elem4, scale: vec4<f32>, shift: vec4<f32>) -> out4 {
-    let v = vec4<f32>(value) * scale + shift;
-    if (SILU) { return out4(v / (1.0 + exp(-v))); }
-    return out4(v);
 }
 
 @compute @workgroup_size(THREADS)
@@ -53,25 +46,12 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let column = local % dims.span4;
     let line = local / dims.span4;
     let c4 = wid.x % spans * dims.span4 + column;
-    let first = vec4<f32>(load(image, c4));
-    let own_gamma = gamma[c4];
-    let own_beta = beta[c4];
+    let first = load(image, c4);
     var sum = vec4<f32>(0.0);
     var square = vec4<f32>(0.0);
-    //: for i in 0..PER
-    var held_$i = elem4();
-    if (line < lines && line + $iu * lines < dims.pixels) { held_$i = load(image + line + $iu * lines, c4); }
-    //: end
-    //: for i in 0..PER
-    if (line < lines && line + $iu * lines < dims.pixels) {
-        let d = vec4<f32>(held_$i) - first;
-        sum += d;
-        square += d * d;
-    }
-    //: end
-    if (PER == 0u && line < lines) {
+    if (line < lines) {
         for (var p = line; p < dims.pixels; p += lines) {
-            let d = vec4<f32>(load(image + p, c4)) - first;
+            let d = load(image + p, c4) - first;
             sum += d;
             square += d * d;
         }
@@ -112,16 +92,11 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let b = stats[g.y];
     let c = stats[g.z];
     let d = stats[g.w];
-    let scale = own_gamma * vec4<f32>(a.y, b.y, c.y, d.y);
-    let shift = own_beta - vec4<f32>(a.x, b.x, c.x, d.x) * scale;
-    //: for i in 0..PER
-    if (line + $iu * lines < dims.pixels) {
-        out[(image + line + $iu * lines) * c4s + c4] = normed(held_$i, scale, shift);
-    }
-    //: end
-    if (PER == 0u) {
-        for (var p = line; p < dims.pixels; p += lines) {
-            out[(image + p) * c4s + c4] = normed(load(image + p, c4), scale, shift);
-        }
+    let scale = gamma[c4] * vec4<f32>(a.y, b.y, c.y, d.y);
+    let shift = beta[c4] - vec4<f32>(a.x, b.x, c.x, d.x) * scale;
+    for (var p = line; p < dims.pixels; p += lines) {
+        var v = load(image + p, c4) * scale + shift;
+        if (SILU) { v = v / (1.0 + exp(-v)); }
+        out[(image + p) * c4s + c4] = out4(v);
     }
 }

@@ -34,9 +34,6 @@ const MOST: u32 = 16 << 10;
 const THREADS: [u32; 3] = [256, 512, 1024];
 const EACH: u32 = 4;
 
-/// Words of registers in which a thread holds its pixels.
-const HELD: u32 = 24;
-
 /// The variants of a norm, the fastest first.
 pub static VARIANTS: &[Variant<Whole>] = &[
     Variant {
@@ -129,8 +126,6 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     if variant.name == "workgroup" {
         let out = g.operand("group norm", [batch, h, w, channels]);
         let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
-        let per = pixels.div_ceil(threads / span4);
-        let held = if per * x.dtype.bytes() as u32 <= HELD { per } else { 0 };
         g.push(Node {
             op: "group_norm",
             variant: variant.name,
@@ -143,7 +138,6 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
                     ("out4", vec4_of(out.dtype)),
                     ("SILU", Value::Bool(silu)),
                     ("THREADS", Value::U32(threads)),
-                    ("PER", Value::U32(held)),
                 ],
             },
             reads: vec![sources[0], sources[1], gamma, beta],
