@@ -26,12 +26,23 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let batch = wid.x / groups;
     let first = wid.x % groups * dims.group;
     var own = vec4<f32>(0.0);
-    for (var i = local; i < dims.chunks * dims.group; i += THREADS) {
-        let chunk = i / dims.group;
-        let c = first + i % dims.group;
-        let at = ((batch * dims.chunks + chunk) * (dims.channels / 4u) + c / 4u) * 8u + c % 4u;
-        let count = f32(min(dims.chunk, dims.pixels - chunk * dims.chunk));
-        own = merged(own, vec4<f32>(count, sums[at], sums[at + 4u], 0.0));
+    let last = dims.chunks * dims.group - 1u;
+    for (var begin = local; begin <= last; begin += 4u * THREADS) {
+        // Four at a time, so that their loads are under way together; what is beyond the last counts nothing.
+        //: for k in 0..4
+        let i_$k = min(begin + $ku * THREADS, last);
+        let chunk_$k = i_$k / dims.group;
+        let c_$k = first + i_$k % dims.group;
+        let at_$k = ((batch * dims.chunks + chunk_$k) * (dims.channels / 4u) + c_$k / 4u) * 8u + c_$k % 4u;
+        let mean_$k = sums[at_$k];
+        let spread_$k = sums[at_$k + 4u];
+        //: end
+        //: for k in 0..4
+        if (begin + $ku * THREADS <= last) {
+            let count = f32(min(dims.chunk, dims.pixels - chunk_$k * dims.chunk));
+            own = merged(own, vec4<f32>(count, mean_$k, spread_$k, 0.0));
+        }
+        //: end
     }
     parts[local] = own;
     workgroupBarrier();

@@ -39,7 +39,18 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let origin = load(pixel_of(batch, first), c4);
     var sum = vec4<f32>(0.0);
     var squares = vec4<f32>(0.0);
-    for (var i = 1u; i < count; i++) {
+    // Four at a time, so that their loads are under way together.
+    var i = 1u;
+    for (; i + 3u < count; i += 4u) {
+        //: for k in 0..4
+        let d_$k = load(pixel_of(batch, first + i + $ku), c4) - origin;
+        //: end
+        //: for k in 0..4
+        sum += d_$k;
+        squares += d_$k * d_$k;
+        //: end
+    }
+    for (; i < count; i++) {
         let d = load(pixel_of(batch, first + i), c4) - origin;
         sum += d;
         squares += d * d;

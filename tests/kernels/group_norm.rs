@@ -59,6 +59,10 @@ fn check_case(place: &Place, dtype: DType, limit: Limit, case: Case) {
     let out = group_norm(&mut run.g, first, second, &params, case.groups, case.silu);
     assert_eq!((out.dims, out.dtype), ([b, h, w, c + c2], run.g.operands));
     assert!((place.op, place.variant) != ("group_norm", "workgroup") || run.forced(place), "{case:?} fits a workgroup");
+    let large = case.size[1] * case.size[2] > 1 << 14;
+    let merges = run.g.nodes().iter().any(|node| node.op == "group_norm_merge");
+    assert!(merges || !large, "{case:?}: no sums are merged");
+    assert!(place.op != "group_norm_merge" || run.forced(place), "{case:?}: merged by another kernel");
     let got = run.finish(&[out]);
     check(place, limit, &format!("{dtype:?} {case:?}"), &got[0], &reference(&case, &x, &y, &norm));
 }
@@ -82,6 +86,15 @@ fn groups_of_every_width() {
         for (channels, groups) in [(4, 4), (8, 4), (12, 4), (40, 4), (64, 8), (20, 1)] {
             check_types(place, Case { channels: [channels, 0], groups, ..BASE });
         }
+    });
+}
+
+/// More pixels than one workgroup norms: the only ones whose sums a workgroup merges, since one name forces both.
+#[test]
+fn a_large_picture() {
+    everywhere("group_norm_merge", |place| {
+        let case = Case { size: [2, 131, 130], channels: [16, 0], groups: 1, silu: true, ..BASE };
+        check_case(place, DType::F32, limit(DType::F32), case);
     });
 }
 

@@ -20,6 +20,7 @@ mod layer_norm;
 mod lincomb;
 mod mass;
 mod matmul;
+mod narrow;
 mod pack;
 mod repack;
 mod repeat;
