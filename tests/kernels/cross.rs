@@ -57,17 +57,17 @@ fn case(place: &Place, [prompts, batch, tokens, keys]: [u32; 4], [heads, head_di
 fn folded_projections() {
     everywhere("cross", |place| {
         case(place, [2, 2, 64, 77], [4, 40]);
-        case(place, [1, 1, 100, 77], [2, 32]);
         case(place, [2, 4, 70, 80], [2, 64]);
         case(place, [1, 2, 33, 8], [4, 16]);
-        case(place, [1, 1, 64, 77], [2, 160]);
     });
 }
 
 #[test]
 fn ragged_shapes() {
     everywhere("cross", |place| {
-        for mut draw in Draws::cases(1) {
+        // Every one is a kernel of its own, slow to compile for a software device.
+        let most = if place.gpu.caps().is_cpu() { 3 } else { usize::MAX };
+        for mut draw in Draws::cases(1).take(most) {
             let prompts = draw.of(1, 2);
             let [images, tokens, keys] = [draw.of(1, 3), draw.of(64, 100), draw.of(1, 80)];
             case(place, [prompts, prompts * images, tokens, keys], [2, 32 * draw.of(1, 2)]);
