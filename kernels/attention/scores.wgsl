@@ -43,14 +43,7 @@ fn load_b(i: u32) -> vec4<f16> {
     return operand(vec4<f32>(kv[key * dims.kv_stride4 + dims.k_offset4 + column]));
 }
 
-// There is nothing to add.
-alias residual4 = vec4<f32>;
-const PAIRED: u32 = 0u;
-const BIAS: u32 = 0u;
-
-fn load_bias(row: u32, n4: u32) -> vec4<f32> { return vec4<f32>(0.0); }
-
-fn load_residual(row: u32, n4: u32) -> residual4 { return residual4(); }
+alias residual4 = vec4<f32>;   // of which there is none: lib/bare.wgsl
 
 fn store_four(row: u32, n4: u32, sum: vec4<f32>, rest: residual4) {
     // Both operands were scaled down, and the sums up once.

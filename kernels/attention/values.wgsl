@@ -48,14 +48,7 @@ fn load_b(i: u32) -> vec4<f16> {
     return operand(vec4<f32>(kv[key * dims.kv_stride4 + dims.v_offset4 + column]));
 }
 
-// There is nothing to add.
-alias residual4 = vec4<f32>;
-const PAIRED: u32 = 0u;
-const BIAS: u32 = 0u;
-
-fn load_bias(row: u32, n4: u32) -> vec4<f32> { return vec4<f32>(0.0); }
-
-fn load_residual(row: u32, n4: u32) -> residual4 { return residual4(); }
+alias residual4 = vec4<f32>;   // of which there is none: lib/bare.wgsl
 
 fn store_four(row: u32, n4: u32, sum: vec4<f32>, rest: residual4) {
     out[(row * dims.heads + slice % dims.heads) * dims.n4 + n4] = out4(sum);

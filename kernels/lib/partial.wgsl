@@ -1,12 +1,5 @@
 // The end of a product whose depth several workgroups share: plain sums, one image of C for each share, for
-// kernels/matmul/reduce.wgsl.
-const PAIRED: u32 = 0u;
-const BIAS: u32 = 0u;
-
-fn load_bias(row: u32, n4: u32) -> vec4<f32> { return vec4<f32>(0.0); }
-
-fn load_residual(row: u32, n4: u32) -> residual4 { return residual4(); }
-
+// kernels/matmul/reduce.wgsl. With lib/bare.wgsl.
 fn store_four(row: u32, n4: u32, sum: vec4<f32>, rest: residual4) {
     out[(share * SLICES * dims.m + row) * dims.n4 + n4] = sum;
 }

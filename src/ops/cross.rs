@@ -5,8 +5,9 @@
 //! tokens, [`KEYS`] with room) that is less work than the projections wherever a model has not many more heads than 640 / 80.
 
 use super::product::{self, Product};
-use super::tiles::{Method, Shape};
+use super::tiles::{Layout, Method, Shape};
 use super::{Epilogue, Linear, Row, matmul, source, vec4_of};
+use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -14,11 +15,12 @@ static FOLD_KEYS: Source = source!("cross/keys.wgsl", "lib/linear.wgsl");
 static FOLD_VALUES: Source = source!("cross/values.wgsl", "lib/linear.wgsl");
 
 /// Folded, where the product of that shape fits, or in [`super::attention`] between its projections.
-pub static VARIANTS: &[Row] = &[
-    // A row of a matrix lies with a whole number of a subgroup's lanes: they find its maximum together.
-    ("coop", |caps| caps.subgroups && caps.coop().is_some_and(|[edge, lanes]| (edge * edge / 4).is_multiple_of(lanes))),
-    ("apart", |_| true),
-];
+pub static VARIANTS: &[Row] = &[("coop", |caps| !caps.is_cpu() && suits(caps)), ("apart", |_| true)];
+
+/// Does a subgroup have a whole number of lanes for a matrix? Those of a row find its maximum together.
+fn suits(caps: &Caps) -> bool {
+    caps.subgroups && caps.coop().is_some_and(|[edge, lanes]| (edge * edge / 4).is_multiple_of(lanes))
+}
 
 /// Keys that a head has room for: whole matrices, and the columns of one subgroup.
 pub const KEYS: u32 = 80;
@@ -36,15 +38,9 @@ pub struct Folded {
     pub tokens: u32,
 }
 
-/// Of all rows of one prompt's images; here those of one, which says as much about the tiles that suit.
-fn score_shape(rows: u32, folded: [u32; 4]) -> Shape {
-    let [slices, _, k, n] = folded;
-    Shape { m: rows / slices, n, k, slices, depth: k, whole: KEYS }
-}
-
-fn value_shape(rows: u32, folded: [u32; 4]) -> Shape {
-    let [slices, _, k, n] = folded;
-    Shape { m: rows / slices, n, k, slices, depth: k, whole: 0 }
+/// A product by folded weights, a slice for each prompt and its share of the `rows`; `whole` as [`Shape`] has it.
+fn shape(rows: u32, [slices, _, k, n]: [u32; 4], whole: u32) -> Shape {
+    Shape { m: rows / slices, n, k, slices, depth: k, whole }
 }
 
 /// Record the folding of the projections `q` and `out` into `kv` [P, 1, S, 2·C] of `heads` heads. None where matrix units do not multiply the
@@ -57,46 +53,40 @@ pub fn fold(g: &mut Graph, q: &Linear, out: &Linear, kv: Tensor, heads: u32) -> 
     let halves = types.iter().all(|&dtype| dtype == DType::F16) && q.bias.is_none();
     // As many rows as make a tile: how many there are is not known yet.
     let least = 64 * prompts;
-    let fits = [score_shape(least, keys), value_shape(least, values)]
-        .iter()
-        .all(|shape| product::fits(g, shape, super::tiles::Layout::Rows, [DType::F16; 2]));
+    let shapes = [shape(least, keys, KEYS), shape(least, values, 0)];
+    let fits = shapes.iter().all(|shape| product::fits(g, shape, Layout::Rows, [DType::F16; 2]));
     let square = q.weight.dims[3] == c && out.weight.dims == [1, 1, c, c] && width == 2 * c;
     let wanted = match g.forced_variant("cross") {
         Some(name) => name == "coop",
         // Whoever asks for another kernel of what is folded gets it.
         None => (VARIANTS[0].1)(g.caps()) && ["attention", "matmul"].iter().all(|op| g.forced_variant(op).is_none()),
     };
-    if !(wanted && halves && fits && square && tokens <= KEYS && room <= c.max(FEW)) {
+    if !(wanted && suits(g.caps()) && halves && fits && square && tokens <= KEYS && room <= c.max(FEW)) {
         return None;
     }
     let d4 = c / heads / 4;
     let (q, o) = (q.weight.bind(g), out.weight.bind(g));
-    let half = || vec![("elem4", vec4_of(DType::F16)), ("weight4", vec4_of(DType::F16))];
     let [keys, values] = [keys, values].map(|dims| g.weights("folded context", dims, DType::F16));
     // Powers of two are what the kernels take.
     let scale = std::f64::consts::LOG2_E / f64::from(c / heads).sqrt();
-    g.push(Node {
-        op: "cross_fold",
-        variant: "keys",
-        kernel: Kernel { source: &FOLD_KEYS, libs: vec![], head: half() },
-        reads: vec![q, kv],
-        writes: vec![keys],
-        dims: vec![prompts, c, heads, d4, tokens, KEYS / 4, (scale as f32).to_bits()],
-        step: false,
-        grid: linear_grid(keys.len() / 4, 64),
-        flops: keys.len() * 8 * u64::from(d4),
-    });
-    g.push(Node {
-        op: "cross_fold",
-        variant: "values",
-        kernel: Kernel { source: &FOLD_VALUES, libs: vec![], head: half() },
-        reads: vec![o, kv],
-        writes: vec![values],
-        dims: vec![prompts, c / 4, heads, d4, tokens, KEYS],
-        step: false,
-        grid: linear_grid(values.len() / 4, 64),
-        flops: values.len() * 8 * u64::from(d4),
-    });
+    let of_keys = vec![prompts, c, heads, d4, tokens, KEYS / 4, (scale as f32).to_bits()];
+    let of_values = vec![prompts, c / 4, heads, d4, tokens, KEYS];
+    for (variant, source, weight, folded, dims) in
+        [("keys", &FOLD_KEYS, q, keys, of_keys), ("values", &FOLD_VALUES, o, values, of_values)]
+    {
+        let head = ["elem4", "weight4"].map(|name| (name, vec4_of(DType::F16))).to_vec();
+        g.push(Node {
+            op: "cross_fold",
+            variant,
+            kernel: Kernel { source, libs: vec![], head },
+            reads: vec![weight, kv],
+            writes: vec![folded],
+            dims,
+            step: false,
+            grid: linear_grid(folded.len() / 4, 64),
+            flops: folded.len() * 8 * u64::from(d4),
+        });
+    }
     Some(Folded { keys, values, tokens })
 }
 
@@ -109,9 +99,9 @@ pub fn cross(g: &mut Graph, x: Tensor, folded: &Folded, out: &Linear, residual: 
     let plain = Epilogue::default();
     let softmax = vec![("SOFTMAX", Value::U32(1)), ("KEYS", Value::U32(tokens))];
     let weights =
-        part(g, [x, keys], score_shape(x.rows(), keys.dims), [b, h, w, keys.channels()], softmax, (&plain, None));
+        part(g, [x, keys], shape(x.rows(), keys.dims, KEYS), [b, h, w, keys.channels()], softmax, (&plain, None));
     let epilogue = Epilogue::add(residual);
-    part(g, [weights, values], value_shape(x.rows(), values.dims), [b, h, w, c], vec![], (&epilogue, Some(out)))
+    part(g, [weights, values], shape(x.rows(), values.dims, 0), [b, h, w, c], vec![], (&epilogue, Some(out)))
 }
 
 fn part(

@@ -13,6 +13,7 @@ use crate::gpu::kernel::{Kernel, Source, Value};
 static EPILOGUE: Source = source!("lib/epilogue.wgsl");
 /// Plain sums where it has a share.
 static PARTIAL: Source = source!("lib/partial.wgsl");
+static BARE: Source = source!("lib/bare.wgsl");
 static REDUCE: Source = source!("matmul/reduce.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
 
 /// Can this product of a graph run in tiles of multiply-adds?
@@ -150,12 +151,13 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     reads.extend([bias, residual]);
     dims.extend(words);
     let tiles = shape.m.div_ceil(tile.bm) * shape.n.div_ceil(tile.bn);
+    let weights = weight_lib(weights);
     g.push(Node {
         op,
         variant,
         kernel: Kernel {
             source,
-            libs: vec![weight_lib(weights), if shares.is_some() { &PARTIAL } else { &EPILOGUE }],
+            libs: if shares.is_some() { vec![weights, &BARE, &PARTIAL] } else { vec![weights, &EPILOGUE] },
             head,
         },
         reads,
