@@ -303,7 +303,8 @@ fn every_kernel_validates_and_is_written_for_every_driver() {
         capabilities.set(Capabilities::SHADER_FLOAT16, uses_f16(&node.kernel));
         capabilities.set(Capabilities::SUBGROUP, text.contains("subgroup"));
         let matrices = text.contains("coop_mat");
-        capabilities.set(Capabilities::COOPERATIVE_MATRIX, matrices);
+        // Asked for together: Caps::coop is empty where subgroups cannot wait for one another's lanes.
+        capabilities.set(Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP_BARRIER, matrices);
         let validated = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
         let info = validated.unwrap_or_else(|e| panic!("{}: {}", name(node), e.emit_to_string(text)));
         write_spirv(&module, &info).unwrap_or_else(|e| panic!("{}: SPIR-V: {e}", name(node)));

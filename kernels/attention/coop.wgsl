@@ -1,29 +1,36 @@
 // softmax(Q K^T scale) V on matrix units, streaming over the keys (Dao et al. 2022): a subgroup for WM queries of one head,
-// SUBGROUPS of them for a block of K and V in workgroup memory. Grid (queries / (WM SUBGROUPS), heads, B).
+// SUBGROUPS of them for the same keys and values in workgroup memory. Grid (queries / (WM SUBGROUPS), heads, B).
 //
-// Matrices cannot be touched element by element, so scores and probabilities pass through workgroup memory, and rescaling the
-// output when a row's maximum grows is dear. It is therefore done late: a row keeps the maximum of its first block until
-// another score exceeds it 2^12 times, which f16 still holds, and then all rows of the workgroup are rescaled at once.
+// Matrices cannot be touched element by element, so scores and probabilities pass through workgroup memory, ROWS rows at a time,
+// each subgroup by itself. That memory is what the kernel waits for: its rows are padded, and the lanes of a row take their groups
+// of four in different order, so that none meet in a bank (benches/NOTES.md).
+// Rescaling the output when a row's maximum grows is dear, and done late: a row keeps the maximum of its first block until
+// another score exceeds it 2^12 times, which f16 still holds, and then all rows of the subgroup are rescaled at once.
 alias elem4 = vec4<f16>;
 const EDGE: u32 = 16u;              // of a matrix
 const LANES: u32 = 32u;             // of a subgroup
 const D4: u32 = 10u;                // head dim / 4
 const DP: u32 = 48u;                // head dim rounded up to matrices
-const BKEY: u32 = 16u;              // keys of a block
-const WM: u32 = 32u;                // queries of a subgroup, a multiple of LANES
-const SUBGROUPS: u32 = 4u;
+const WM: u32 = 32u;                // queries of a subgroup, a multiple of ROWS
+const ROWS: u32 = 16u;              // of a pass: so many matrices that every lane has a group of four
+const SUBGROUPS: u32 = 16u;
+const RAGGED: bool = false;         // are there keys beside whole blocks of EDGE?
 const WITH_LSE: bool = false;       // also write log(sum(exp(scores))) per row, for attention/mass
+const PASSES: u32 = WM / ROWS;
+const FR: u32 = ROWS / EDGE;        // matrices of a pass
 const FM: u32 = WM / EDGE;
 const FD: u32 = DP / EDGE;
-const FK: u32 = BKEY / EDGE;
 const THREADS: u32 = SUBGROUPS * LANES;
 const DP4: u32 = DP / 4u;
-const K4: u32 = BKEY / 4u;
-const KV_ROW: u32 = DP4 + 2u;       // padded, so that the rows of a matrix lie in different banks
-const S_ROW: u32 = K4 + 1u;
-const P_ROW: u32 = K4 + 2u;
-const LOADS: u32 = (BKEY * DP4 + THREADS - 1u) / THREADS;
-const ROWS: u32 = WM / LANES;       // of a thread
+const E4: u32 = EDGE / 4u;
+const EACH: u32 = ROWS * E4 / LANES;    // groups of four that a lane has
+const MATES: u32 = E4 / EACH;           // lanes of a row
+const KV_ROW: u32 = DP4 + 2u;
+const S_ROW: u32 = E4 + 2u;
+const P_ROW: u32 = E4 + 2u;
+const BLOCK: u32 = EDGE * DP4;          // groups of four of a block's keys, and of its values
+const TILE: u32 = EDGE * KV_ROW;
+const LOADS: u32 = (2u * BLOCK + THREADS - 1u) / THREADS;
 alias MatA = coop_mat16x16<f16, A>;
 alias MatB = coop_mat16x16<f16, B>;
 alias MatC = coop_mat16x16<f32, C>;
@@ -42,59 +49,74 @@ struct Dims {
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;     // [B, heads, queries]
 @group(0) @binding(4) var<uniform> dims: Dims;
 
-// Each a multiple of 16 bytes long: matrices are loaded from such addresses.
-var<workgroup> k_tile: array<vec4<f16>, BKEY * KV_ROW>;
-var<workgroup> v_tile: array<vec4<f16>, BKEY * KV_ROW>;
-var<workgroup> s_tile: array<vec4<f32>, SUBGROUPS * WM * S_ROW>;
-var<workgroup> p_tile: array<vec4<f16>, SUBGROUPS * WM * P_ROW>;
-// Did some row's maximum grow too far? Whoever finds so writes the same.
-var<workgroup> grown: array<u32, 4>;
+// Keys and values of this block and of the next. Each array is a multiple of 16 bytes long: matrices are loaded from such addresses.
+var<workgroup> kv_tile: array<vec4<f16>, 4u * TILE>;
+var<workgroup> s_tile: array<vec4<f32>, SUBGROUPS * ROWS * S_ROW>;
+var<workgroup> p_tile: array<vec4<f16>, SUBGROUPS * ROWS * P_ROW>;
 
 const LOG2E: f32 = 1.44269504089;
 const LOWEST: f32 = -1.0e30;        // below every score; fast math forbids infinities
 const HEADROOM: f32 = 12.0;
 
-// Keys beyond the last repeat it; their values are zero, and their share of the sum is taken off at the end.
-fn load_k(base: u32, key: u32, d4: u32) -> vec4<f16> {
-    if (d4 >= D4) { return vec4<f16>(); }
-    return kv[base + min(key, dims.keys - 1u) * dims.kv_stride4 + d4];
+// Of a block's groups of four: first its keys, then its values.
+fn load_kv(base: u32, key0: u32, i: u32) -> vec4<f16> {
+    let value = i >= BLOCK;
+    let at = select(i, i - BLOCK, value);
+    let key = key0 + at / DP4;
+    let d4 = at % DP4;
+    // Values beyond the last are zero: 0 times what lies there might be no number.
+    if (d4 >= D4 || i >= 2u * BLOCK || (value && key >= dims.keys)) { return vec4<f16>(); }
+    let offset = select(dims.k_offset4, dims.v_offset4, value);
+    return kv[base + offset + min(key, dims.keys - 1u) * dims.kv_stride4 + d4];
 }
 
-fn load_v(base: u32, key: u32, d4: u32) -> vec4<f16> {
-    if (d4 >= D4 || key >= dims.keys) { return vec4<f16>(); }
-    return kv[base + key * dims.kv_stride4 + d4];
+fn place_kv(i: u32) -> u32 {
+    let value = i >= BLOCK;
+    let at = select(i, i - BLOCK, value);
+    return select(0u, TILE, value) + at / DP4 * KV_ROW + at % DP4;
 }
+
+// Four scores of the keys from `key` on; those that are not there are below every other.
+fn scores(value: vec4<f32>, key: u32) -> vec4<f32> {
+    if (!RAGGED) { return value; }
+    return select(vec4<f32>(LOWEST), value, vec4<u32>(key) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(dims.keys));
+}
+
+fn highest(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
     let head = wid.y;
     let batch = wid.z;
+    let subgroup = local / LANES;
     let lane = local % LANES;
-    let first = (wid.x * SUBGROUPS + local / LANES) * WM;
-    let rows0 = batch / dims.kv_repeat * dims.keys * dims.kv_stride4 + head * D4;
-    let k_base = rows0 + dims.k_offset4;
-    let v_base = rows0 + dims.v_offset4;
-    let s_to = local / LANES * WM * S_ROW;
-    let p_to = local / LANES * WM * P_ROW;
+    let first = (wid.x * SUBGROUPS + subgroup) * WM;
+    let kv_base = batch / dims.kv_repeat * dims.keys * dims.kv_stride4 + head * D4;
+    let s_to = subgroup * ROWS * S_ROW;
+    let p_to = subgroup * ROWS * P_ROW;
     let scale = dims.scale * LOG2E;
-
-    // Q stays in matrices; it gets there through the probabilities' memory, BKEY channels at a time.
-    let q_base = batch * dims.queries * dims.q_stride4 + dims.q_offset4 + head * D4;
-    //: for h in 0..(FD + FK - 1) / FK
-    workgroupBarrier();
-    for (var e = lane; e < WM * K4; e += LANES) {
-        let row = min(first + e / K4, dims.queries - 1u);
-        let d4 = $hu * K4 + e % K4;
-        var value = vec4<f16>();
-        if (d4 < D4) { value = q[q_base + row * dims.q_stride4 + d4]; }
-        p_tile[p_to + e / K4 * P_ROW + e % K4] = value;
-    }
-    workgroupBarrier();
-    //: for c in $h * FK..$h * FK + FK
-    //: if $c < FD
-    //: for i in 0..FM
-    let q_$i_$c = coopLoadT<MatA>(&p_tile[p_to + $iu * EDGE * P_ROW + ($cu - $hu * FK) * EDGE / 4u], P_ROW);
+    let row = lane / MATES;
+    let four = lane % MATES * EACH;
+    // A lane's groups of four, in the order in which it takes them.
+    //: for c in 0..EACH
+    let four_$c = four + ($cu ^ (lane % MATES % EACH));
     //: end
+
+    // Q stays in matrices; it gets there through the probabilities' memory.
+    let q_base = batch * dims.queries * dims.q_stride4 + dims.q_offset4 + head * D4;
+    //: for c in 0..FD
+    //: for p in 0..PASSES
+    subgroupBarrier();
+    for (var e = lane; e < ROWS * E4; e += LANES) {
+        let query = min(first + $pu * ROWS + e / E4, dims.queries - 1u);
+        let d4 = $cu * E4 + e % E4;
+        var value = vec4<f16>();
+        if (d4 < D4) { value = q[q_base + query * dims.q_stride4 + d4]; }
+        p_tile[p_to + e / E4 * P_ROW + e % E4] = value;
+    }
+    subgroupBarrier();
+    //: for f in 0..FR
+    let q_${$p * FR + $f}_$c = coopLoadT<MatA>(&p_tile[p_to + $fu * EDGE * P_ROW], P_ROW);
     //: end
     //: end
     //: end
@@ -104,148 +126,120 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     var o_$i_$j = MatC();
     //: end
     //: end
-    //: for r in 0..ROWS
-    var top_$r = LOWEST;            // what the row's scores are taken relative to
-    var sum_$r = 0.0;
-    var last_$r = 0.0;              // the score of the block's last key
+    //: for p in 0..PASSES
+    var top_$p = LOWEST;            // what the row's scores are taken relative to
+    var sum_$p = 0.0;               // of this lane's part of the row
     //: end
     //: for i in 0..LOADS
-    let key_$i = (local + $iu * THREADS) / DP4;
-    let d4_$i = (local + $iu * THREADS) % DP4;
-    let kv_to_$i = key_$i * KV_ROW + d4_$i;
-    if (key_$i < BKEY) { k_tile[kv_to_$i] = load_k(k_base, key_$i, d4_$i); }
-    var k_$i = load_k(k_base, BKEY + key_$i, d4_$i);
-    var v_$i = load_v(v_base, key_$i, d4_$i);
+    let kv_to_$i = place_kv(local + $iu * THREADS);
+    var kv_$i = load_kv(kv_base, 0u, local + $iu * THREADS);
+    if (local + $iu * THREADS < 2u * BLOCK) { kv_tile[kv_to_$i] = kv_$i; }
+    kv_$i = load_kv(kv_base, EDGE, local + $iu * THREADS);
     //: end
-    grown[0] = 0u;
     workgroupBarrier();
 
-    for (var key0 = 0u; key0 < dims.keys; key0 += BKEY) {
+    var here = 0u;
+    for (var key0 = 0u; key0 < dims.keys; key0 += EDGE) {
+        // The next block; the one after it is fetched while this one is multiplied.
+        let there = 2u * TILE - here;
+        //: for i in 0..LOADS
+        if (local + $iu * THREADS < 2u * BLOCK) { kv_tile[there + kv_to_$i] = kv_$i; }
+        kv_$i = load_kv(kv_base, key0 + 2u * EDGE, local + $iu * THREADS);
+        //: end
         // Scores of the block.
-        //: for j in 0..FK
         //: for i in 0..FM
-        var s_$i_$j = MatC();
+        var s_$i = MatC();
         //: end
         //: for c in 0..FD
-        let fk_$j_$c = coopLoad<MatB>(&k_tile[$ju * EDGE * KV_ROW + $cu * EDGE / 4u], KV_ROW);
+        let fk_$c = coopLoad<MatB>(&kv_tile[here + $cu * E4], KV_ROW);
         //: for i in 0..FM
-        s_$i_$j = coopMultiplyAdd(q_$i_$c, fk_$j_$c, s_$i_$j);
+        s_$i = coopMultiplyAdd(q_$i_$c, fk_$c, s_$i);
         //: end
         //: end
-        //: for i in 0..FM
-        coopStoreT(s_$i_$j, &s_tile[s_to + $iu * EDGE * S_ROW + $ju * EDGE / 4u], S_ROW);
+        //: for p in 0..PASSES
+        //: for f in 0..FR
+        coopStoreT(s_${$p * FR + $f}, &s_tile[s_to + $fu * EDGE * S_ROW], S_ROW);
         //: end
+        subgroupBarrier();
+        var high_$p = LOWEST;
+        //: for c in 0..EACH
+        let x_$p_$c = scores(s_tile[s_to + row * S_ROW + four_$c], key0 + four_$c * 4u);
+        high_$p = max(high_$p, highest(x_$p_$c));
         //: end
-        workgroupBarrier();
-        //: for r in 0..ROWS
-        let s_at_$r = s_to + (lane + $ru * LANES) * S_ROW;
-        //: for c in 0..K4
-        let x_$r_$c = s_tile[s_at_$r + $cu];
+        let peak_$p = scale * of_row_max(high_$p);
+        let grew_$p = peak_$p > top_$p + HEADROOM;
+        subgroupBarrier();
         //: end
-        var high_$r = x_$r_0;
-        //: for c in 1..K4
-        high_$r = max(high_$r, x_$r_$c);
+        // A loop that runs once if at all: naga takes matrices where subgroups part ways in loops, not in branches.
+        var grew = false;
+        //: for p in 0..PASSES
+        grew = grew || grew_$p;
         //: end
-        let peak_$r = scale * max(max(high_$r.x, high_$r.y), max(high_$r.z, high_$r.w));
-        let grew_$r = peak_$r > top_$r + HEADROOM;
-        if (grew_$r) { grown[0] = 1u; }
-        //: end
-        // From here on nobody reads this block's keys or the last one's values.
-        workgroupBarrier();
-        let rescale = grown[0];
-        //: for i in 0..LOADS
-        if (key_$i < BKEY) {
-            k_tile[kv_to_$i] = k_$i;
-            v_tile[kv_to_$i] = v_$i;
-        }
-        k_$i = load_k(k_base, key0 + 2u * BKEY + key_$i, d4_$i);
-        v_$i = load_v(v_base, key0 + BKEY + key_$i, d4_$i);
-        //: end
-        if (rescale != 0u) {
-            //: for r in 0..ROWS
-            let next_$r = select(top_$r, peak_$r, grew_$r);
-            let keep_$r = exp2(top_$r - next_$r);
-            top_$r = next_$r;
-            sum_$r *= keep_$r;
+        for (grew = subgroupAny(grew); grew; grew = false) {
+            //: for p in 0..PASSES
+            let next_$p = select(top_$p, peak_$p, grew_$p);
+            let keep_$p = exp2(top_$p - next_$p);
+            top_$p = next_$p;
+            sum_$p *= keep_$p;
+            //: for j in 0..FD
+            //: for f in 0..FR
+            coopStoreT(o_${$p * FR + $f}_$j, &s_tile[s_to + $fu * EDGE * S_ROW], S_ROW);
             //: end
-            //: for h in 0..(FD + FK - 1) / FK
-            workgroupBarrier();
-            //: for j in $h * FK..$h * FK + FK
-            //: if $j < FD
-            //: for i in 0..FM
-            coopStoreT(o_$i_$j, &s_tile[s_to + $iu * EDGE * S_ROW + ($ju - $hu * FK) * EDGE / 4u], S_ROW);
+            subgroupBarrier();
+            //: for c in 0..EACH
+            s_tile[s_to + row * S_ROW + four_$c] *= keep_$p;
             //: end
+            subgroupBarrier();
+            //: for f in 0..FR
+            o_${$p * FR + $f}_$j = coopLoadT<MatC>(&s_tile[s_to + $fu * EDGE * S_ROW], S_ROW);
             //: end
-            //: end
-            workgroupBarrier();
-            //: for r in 0..ROWS
-            //: for c in 0..K4
-            s_tile[s_at_$r + $cu] *= keep_$r;
-            //: end
-            //: end
-            workgroupBarrier();
-            //: for j in $h * FK..$h * FK + FK
-            //: if $j < FD
-            //: for i in 0..FM
-            o_$i_$j = coopLoadT<MatC>(&s_tile[s_to + $iu * EDGE * S_ROW + ($ju - $hu * FK) * EDGE / 4u], S_ROW);
-            //: end
-            //: end
+            subgroupBarrier();
             //: end
             //: end
         }
         // Probabilities, and the values that they weigh.
-        //: for r in 0..ROWS
-        last_$r = x_$r_${K4 - 1}.w;
-        //: for c in 0..K4
-        let p_$r_$c = exp2(x_$r_$c * scale - top_$r);
-        sum_$r += (p_$r_$c.x + p_$r_$c.y) + (p_$r_$c.z + p_$r_$c.w);
-        p_tile[p_to + (lane + $ru * LANES) * P_ROW + $cu] = vec4<f16>(p_$r_$c);
+        //: for p in 0..PASSES
+        //: for c in 0..EACH
+        let p_$p_$c = exp2(x_$p_$c * scale - top_$p);
+        sum_$p += (p_$p_$c.x + p_$p_$c.y) + (p_$p_$c.z + p_$p_$c.w);
+        p_tile[p_to + row * P_ROW + four_$c] = vec4<f16>(p_$p_$c);
         //: end
+        subgroupBarrier();
+        //: for f in 0..FR
+        let fp_${$p * FR + $f} = coopLoadT<MatA>(&p_tile[p_to + $fu * EDGE * P_ROW], P_ROW);
         //: end
-        workgroupBarrier();
-        grown[0] = 0u;
-        //: for c in 0..FK
-        //: for i in 0..FM
-        let fp_$i_$c = coopLoadT<MatA>(&p_tile[p_to + $iu * EDGE * P_ROW + $cu * EDGE / 4u], P_ROW);
+        //: if $p + 1 < PASSES
+        subgroupBarrier();
         //: end
         //: end
         //: for j in 0..FD
-        //: for c in 0..FK
-        let fv_$j_$c = coopLoadT<MatB>(&v_tile[$cu * EDGE * KV_ROW + $ju * EDGE / 4u], KV_ROW);
+        let fv_$j = coopLoadT<MatB>(&kv_tile[here + TILE + $ju * E4], KV_ROW);
         //: for i in 0..FM
-        o_$i_$j = coopMultiplyAdd(fp_$i_$c, fv_$j_$c, o_$i_$j);
+        o_$i_$j = coopMultiplyAdd(fp_$i, fv_$j, o_$i_$j);
         //: end
         //: end
-        //: end
+        workgroupBarrier();
+        here = there;
     }
 
-    let surplus = f32((BKEY - dims.keys % BKEY) % BKEY);
-    //: for r in 0..ROWS
-    let query_$r = first + lane + $ru * LANES;
-    let total_$r = sum_$r - surplus * exp2(last_$r * scale - top_$r);
-    if (WITH_LSE && query_$r < dims.queries) {
-        lse[(batch * dims.heads + head) * dims.queries + query_$r] = (top_$r + log2(total_$r)) / LOG2E;
+    //: for p in 0..PASSES
+    let query_$p = first + $pu * ROWS + row;
+    let total_$p = of_row_sum(sum_$p);
+    if (WITH_LSE && four == 0u && query_$p < dims.queries) {
+        lse[(batch * dims.heads + head) * dims.queries + query_$p] = (top_$p + log2(total_$p)) / LOG2E;
     }
+    //: for j in 0..FD
+    //: for f in 0..FR
+    coopStoreT(o_${$p * FR + $f}_$j, &s_tile[s_to + $fu * EDGE * S_ROW], S_ROW);
     //: end
-    //: for h in 0..(FD + FK - 1) / FK
-    workgroupBarrier();
-    //: for j in $h * FK..$h * FK + FK
-    //: if $j < FD
-    //: for i in 0..FM
-    coopStoreT(o_$i_$j, &s_tile[s_to + $iu * EDGE * S_ROW + ($ju - $hu * FK) * EDGE / 4u], S_ROW);
-    //: end
-    //: end
-    //: end
-    workgroupBarrier();
-    //: for r in 0..ROWS
-    if (query_$r < dims.queries) {
-        let to_$h_$r = (batch * dims.queries + query_$r) * (dims.heads * D4) + head * D4;
-        //: for c in 0..K4
-        if ($hu * K4 + $cu < D4) {
-            out[to_$h_$r + $hu * K4 + $cu] = elem4(s_tile[s_to + (lane + $ru * LANES) * S_ROW + $cu] / total_$r);
-        }
+    subgroupBarrier();
+    if (query_$p < dims.queries) {
+        let to = (batch * dims.queries + query_$p) * (dims.heads * D4) + head * D4;
+        //: for c in 0..EACH
+        if ($ju * E4 + four_$c < D4) { out[to + $ju * E4 + four_$c] = elem4(s_tile[s_to + row * S_ROW + four_$c] / total_$p); }
         //: end
     }
+    subgroupBarrier();
     //: end
     //: end
 }

@@ -26,7 +26,7 @@ fn steps() -> u32 { return dims.d4 / BK4; }
 
 fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     a_row = row0 + own_row(local);
-    b_row = n4_0 * 4u + local / B_RUN;
+    b_row = n4_0 * 4u + own_line(local);
     column = local % BK4 + step * BK4 + slice % dims.heads * dims.d4;
 }
 

@@ -29,7 +29,7 @@ fn steps() -> u32 { return dims.k4 / BK4; }
 fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     a_row = row0 + own_row(local);
     a_column = local % BK4 + step * BK4;
-    b_row = dims.kv_row + slice / dims.heads / dims.kv_repeat * dims.k4 * 4u + local / B_RUN + step * BK;
+    b_row = dims.kv_row + slice / dims.heads / dims.kv_repeat * dims.k4 * 4u + own_line(local) + step * BK;
     b_column = n4_0 + local % B_RUN;
 }
 

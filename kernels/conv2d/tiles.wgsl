@@ -84,7 +84,7 @@ fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     tap = vec2<u32>(step % TAPS / KERNEL, step % KERNEL);
     channel4 = step / TAPS * BK4;
     b_column = n4_0 + local % B_RUN;
-    b_at = (local / B_RUN + slice * TAPS * 4u * (dims.x4 + dims.y4)) * dims.n4;
+    b_at = (own_line(local) + slice * TAPS * 4u * (dims.x4 + dims.y4)) * dims.n4;
     if (!RAGGED) { b_at += b_column; }
 }
 

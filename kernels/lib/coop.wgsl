@@ -20,6 +20,7 @@ const NARROWED: bool = false;   // .. and was, before (kernels/narrow)
 const SOFTMAX: u32 = 0u;         // 1: each subgroup's columns of a row are scores, of which only their softmax in powers of two is stored
 const KEYS: u32 = 0u;            // .. the first so many of them
 const RAGGED: bool = false;     // are there rows or columns beyond the matrix in a tile?
+const C_PAD: u32 = 0u;           // 2: rows of the epilogue's matrices lie in different banks, where there is memory for it (src/ops/tiles.rs)
 const GROUP: u32 = 8u;          // tiles down before the next column of tiles, so that neighbours share what is cached
 const FM: u32 = WM / EDGE;
 const FN: u32 = WN / EDGE;
@@ -33,8 +34,9 @@ const B_WIDTH: u32 = BN4 - B_COLUMNS * (BN4 - BK4);
 const B_ROW: u32 = B_WIDTH + 2u;
 const A_LOADS: u32 = BM * BK4 / THREADS;
 const B_LOADS: u32 = BK * BN4 / THREADS;
-const C_ROW: u32 = EDGE / 4u;   // not padded: two workgroups have to fit into the memory of one multiprocessor (benches/NOTES.md)
-const FOURS: u32 = EDGE * C_ROW;                    // groups of four columns in a matrix
+const MATES: u32 = EDGE / 4u;                       // groups of four in a row of a matrix, and lanes that have them
+const FOURS: u32 = EDGE * MATES;                    // .. and in a matrix
+const C_ROW: u32 = MATES + C_PAD;
 const A_ROWS: u32 = THREADS / BK4;                  // rows from one load of a thread to its next
 const B_ROWS: u32 = THREADS / B_RUN;
 const B_RUNS: u32 = B_WIDTH / B_RUN;
@@ -71,6 +73,22 @@ fn own_row(local: u32) -> u32 {
     return row;
 }
 
+// The line of B's tile that a thread's first load is of, by the same means: two of four groups of a subgroup's half, or four, do not follow
+// each other.
+fn own_line(local: u32) -> u32 {
+    let line = local / B_RUN;
+    if (B_RUN == 8u && B_ROWS % 8u == 0u) { return (line & ~7u) | ((line & 7u) >> 1u) | ((line & 1u) << 2u); }
+    if (B_RUN == 4u && B_ROWS % 8u == 0u) { return (line & ~7u) | ((line & 3u) << 1u) | ((line & 4u) >> 2u); }
+    return line;
+}
+
+// The row of a matrix that a lane's first group of four of the result is of: neighbours two apart, as rows are padded.
+fn own_row_of_c(four: u32) -> u32 {
+    let row = four / MATES;
+    if (C_PAD > 0u) { return (row & ~3u) | ((row & 1u) << 1u) | ((row & 2u) >> 1u); }
+    return row;
+}
+
 fn within_c(row: u32, n4: u32) -> bool { return !RAGGED || (row < dims.m && n4 < dims.n4); }
 
 // What is added to four columns of the tile, where it is the same for all rows.
@@ -93,19 +111,6 @@ fn scores(value: vec4<f32>, column: u32) -> vec4<f32> {
 
 fn highest(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
-// Of a row, which neighbouring lanes have.
-fn of_row_max(x: f32) -> f32 {
-    var high = max(x, subgroupShuffleXor(x, 1u));
-    if (C_ROW == 4u) { high = max(high, subgroupShuffleXor(high, 2u)); }
-    return high;
-}
-
-fn of_row_sum(x: f32) -> f32 {
-    var sum = x + subgroupShuffleXor(x, 1u);
-    if (C_ROW == 4u) { sum += subgroupShuffleXor(sum, 2u); }
-    return sum;
-}
-
 //: end
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
@@ -125,7 +130,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let wm = subgroup / (BN / WN) * WM;
     let wn = subgroup % (BN / WN) * WN;
     let a_to = own_row(local) * A_ROW + local % BK4;
-    let b_to = local / B_RUN * B_ROW + local % B_RUN;
+    let b_to = own_line(local) * B_ROW + local % B_RUN;
     prepare(row0, n4_0, local, first);
     //: for i in 0..FM
     //: for j in 0..FN
@@ -179,9 +184,10 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     const EACH = LANES * (1u + PAIRED);     // groups of four that a subgroup stores at once
     let c_to = subgroup * EDGE * C_ROW;
     let four = lane * (1u + PAIRED);
-    let row_to = row0 + wm + four / C_ROW;
+    let c_from = c_to + own_row_of_c(four) * C_ROW + four % MATES;
+    let row_to = row0 + wm + own_row_of_c(four);
     //: for j in 0..FN
-    let to4_$j = n4_0 + (wn + $ju * EDGE) / 4u + four % C_ROW;
+    let to4_$j = n4_0 + (wn + $ju * EDGE) / 4u + four % MATES;
     let bias_$j = bias_of_tile(row0, to4_$j);
     //: if 0 < PAIRED
     let gate_$j = bias_of_tile(row0, to4_$j + 1u);
@@ -191,7 +197,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: if $i < FM
     //: for j in 0..FN
     //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
-    let rest_$i_$j_$t = residual_of(row_to + $iu * EDGE + $tu * EACH / C_ROW, to4_$j);
+    let rest_$i_$j_$t = residual_of(row_to + $iu * EDGE + $tu * EACH / MATES, to4_$j);
     //: end
     //: end
     //: end
@@ -204,7 +210,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
     workgroupBarrier();
     //: for t in 0..(FOURS - 1) / LANES + 1
-    let score_$i_$j_$t = scores(c_tile[c_to + four + $tu * LANES], $ju * EDGE + four % C_ROW * 4u);
+    let score_$i_$j_$t = scores(c_tile[c_from + $tu * LANES / MATES * C_ROW], $ju * EDGE + four % MATES * 4u);
     top_$i_$t = max(top_$i_$t, highest(score_$i_$j_$t));
     //: end
     workgroupBarrier();
@@ -217,7 +223,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     sum_$i_$t = of_row_sum(sum_$i_$t);
     {
-        let row = row_to + ($iu - 1u) * EDGE + $tu * LANES / C_ROW;
+        let row = row_to + ($iu - 1u) * EDGE + $tu * LANES / MATES;
         //: for j in 0..FN
         if (within_c(row, to4_$j)) { store_four(row_of_c(row), to4_$j, weight_$i_$j_$t / sum_$i_$t, residual4()); }
         //: end
@@ -231,18 +237,18 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
     {
         // Neighbouring threads store neighbours; where two groups make one of the output, each takes both.
-        let taken = four + $tu * EACH;
-        let row = row_to + ($iu - 1u) * EDGE + $tu * EACH / C_ROW;
-        if ((FOURS % EACH == 0u || taken < FOURS) && within_c(row, to4_$j)) {
+        let taken = c_from + $tu * EACH / MATES * C_ROW;
+        let row = row_to + ($iu - 1u) * EDGE + $tu * EACH / MATES;
+        if ((FOURS % EACH == 0u || four + $tu * EACH < FOURS) && within_c(row, to4_$j)) {
             let scale = select(1.0, SCALE, WIDE);
             let to = row_of_c(row);
-            var first = c_tile[c_to + taken] * scale + bias_$j;
+            var first = c_tile[taken] * scale + bias_$j;
             if (BIAS == 3u) { first += load_bias(to, to4_$j); }
             //: if PAIRED < 1
             store_four(to, to4_$j, first, rest_${$i - 1}_$j_$t);
             //: end
             //: if 0 < PAIRED
-            var second = c_tile[c_to + taken + 1u] * scale + gate_$j;
+            var second = c_tile[taken + 1u] * scale + gate_$j;
             if (BIAS == 3u) { second += load_bias(to, to4_$j + 1u); }
             store_pair(to, to4_$j, first, second);
             //: end

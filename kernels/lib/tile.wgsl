@@ -41,6 +41,8 @@ fn operand(value: vec4<f32>) -> part4 { return part4(value); }
 // The row of the tile that a thread's first load is of.
 fn own_row(local: u32) -> u32 { return local / BK4; }
 
+fn own_line(local: u32) -> u32 { return local / B_RUN; }
+
 // Where group of four `n4` lies in a line of B's tile.
 fn b_place(n4: u32) -> u32 { return n4 / 2u + n4 % 2u * B_HALF; }
 
@@ -60,7 +62,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let down = local / ACROSS * TM;
     let across = local % ACROSS;
     let a_to = local % BK4 * A_ROW + own_row(local);
-    let b_to = local / B_RUN * B_ROW;
+    let b_to = own_line(local) * B_ROW;
     let b_from = local % B_RUN;
     prepare(row0, n4_0, local, first);
     //: for r in 0..TM

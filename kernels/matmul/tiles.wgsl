@@ -29,7 +29,7 @@ fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     a_at = local % BK4 + step * BK4;
     if (!RAGGED) { a_at += a_row * dims.k4; }
     b_column = n4_0 + local % B_RUN;
-    b_at = (local / B_RUN + step * BK) * dims.n4;
+    b_at = (own_line(local) + step * BK) * dims.n4;
     if (!RAGGED) { b_at += b_column; }
     if (SLICES > 1u) {
         b_at += slice * dims.k4 * 4u * dims.n4;

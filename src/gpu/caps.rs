@@ -111,7 +111,9 @@ impl Caps {
 /// The capabilities of an adapter, with what only its native handle or the system tells.
 pub(super) fn adapter_caps(adapter: &wgpu::Adapter) -> Caps {
     let mut caps = Caps::new(&adapter.get_info(), adapter.features(), &adapter.limits());
-    for shape in adapter.cooperative_matrix_properties() {
+    // Attention on matrix units lets each subgroup go its own way between barriers of its own.
+    let barriers = adapter.features().contains(wgpu::Features::SUBGROUP_BARRIER);
+    for shape in adapter.cooperative_matrix_properties().into_iter().filter(|_| barriers) {
         use wgpu::CooperativeScalarType::{F16, F32};
         let square = shape.m_size == shape.n_size && shape.n_size == shape.k_size;
         if square && matches!((shape.ab_type, shape.cr_type), (F16, F32)) && !caps.cooperative.contains(&shape.m_size) {

@@ -104,7 +104,7 @@ impl Gpu {
             features |= adapter.features() & wanted;
         }
         if caps.coop().is_some() {
-            features |= adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            features |= adapter.features() & (Feature::EXPERIMENTAL_COOPERATIVE_MATRIX | Feature::SUBGROUP_BARRIER);
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("scumble"),
@@ -173,7 +173,8 @@ impl Gpu {
         features.set(wgpu::Features::SHADER_F16, profile.f16);
         features.set(wgpu::Features::SUBGROUP, profile.subgroups);
         features.set(wgpu::Features::TIMESTAMP_QUERY, true);
-        features.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, !profile.cooperative.is_empty());
+        let coop = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP_BARRIER;
+        features.set(coop, !profile.cooperative.is_empty());
         let limits = wgpu::Limits {
             max_storage_buffer_binding_size: profile.max_binding,
             max_buffer_size: profile.max_buffer,

@@ -3,6 +3,7 @@
 mod products;
 
 use super::product::mat_types;
+use super::tiles::UNITS;
 use super::{Variant, candidates, choose, source, vec4_of};
 use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
@@ -30,7 +31,7 @@ pub struct Dims {
 static PORTABLE: Source = source!("attention/portable.wgsl", "lib/linear.wgsl");
 static REGISTER: Source = source!("attention/register.wgsl", "lib/keys_each.wgsl");
 static SUBGROUP: Source = source!("attention/register.wgsl", "lib/keys_shared.wgsl");
-static COOP: Source = source!("attention/coop.wgsl");
+static COOP: Source = source!("attention/coop.wgsl", "lib/row.wgsl");
 static TILE: Source = source!("attention/tile.wgsl");
 static WIDE: Source = source!("attention/wide.wgsl");
 static MASS: Source = source!("attention/mass.wgsl", "lib/linear.wgsl");
@@ -90,9 +91,6 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         grid: |d| linear_grid(u64::from(d.batch * d.heads) * u64::from(d.queries), 64),
     },
 ];
-
-/// Subgroups of a workgroup in the coop variant.
-const COOP_SUBGROUPS: u32 = 4;
 
 /// The variants of the mass per key, the fastest first.
 pub static MASS_VARIANTS: &[Variant<Dims>] = &[
@@ -250,10 +248,9 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
         a.kv_repeat
     );
     assert_eq!(a.q.dtype, a.kv.dtype, "attention: types of q and kv");
-    let dims = Dims { coop: coop_queries(g.caps(), a), products: lse.is_none() && products::suits(g, a), ..dims };
-    let mut rows = candidates(g, "attention", VARIANTS, &dims);
-    // Heads this wide leave registers in one kernel.
-    rows.sort_by_key(|row| row.name != "products" && dims.products && a.head_dim > 128);
+    let coop = coop_cut(g.caps(), a).map_or(0, |cut| cut.wm * cut.subgroups);
+    let dims = Dims { coop, products: lse.is_none() && products::suits(g, a), ..dims };
+    let rows = candidates(g, "attention", VARIANTS, &dims);
     let key = format!(
         "attention {:?} {}x{}x{} {}x{}",
         a.q.dtype, dims.batch, dims.heads, a.head_dim, dims.queries, dims.keys
@@ -271,7 +268,7 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
     let mut head =
         vec![("elem4", vec4_of(a.q.dtype)), ("D4", Value::U32(dims.d4)), ("WITH_LSE", Value::Bool(lse.is_some()))];
     match variant.name {
-        "coop" => head.extend(coop_head(g.caps(), a.head_dim)),
+        "coop" => head.extend(coop_head(g.caps(), a)),
         _ => head.push(("CAUSAL", Value::Bool(a.causal))),
     }
     g.push(Node {
@@ -293,29 +290,46 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
     out
 }
 
-/// Queries of a workgroup on matrix units, or 0 where they do not suit: blocks of keys and values must fit beside the
-/// scores.
-fn coop_queries(caps: &Caps, a: &Attention) -> u32 {
-    let Some([edge, lanes]) = caps.coop() else { return 0 };
-    let queries = edge.max(lanes) * COOP_SUBGROUPS;
-    let padded = a.head_dim.next_multiple_of(edge);
-    let keys = 2 * edge * (padded + 8) * 2;
-    let scores = queries * (edge + 4) * 4 + queries * (edge + 8) * 2;
-    let fits = keys + scores + 16 <= caps.workgroup_memory && padded <= 160;
-    if fits && a.q.dtype == DType::F16 && !a.causal && a.q.tokens() >= 16 { queries } else { 0 }
+/// How the coop variant shares the queries: rows of a pass, of a subgroup, and subgroups of a workgroup.
+struct Cut {
+    rows: u32,
+    wm: u32,
+    subgroups: u32,
 }
 
-fn coop_head(caps: &Caps, head_dim: u32) -> Vec<(&'static str, Value)> {
-    let Some([edge, lanes]) = caps.coop() else { unreachable!("attention: coop on a device without") };
-    let values = [
-        ("EDGE", edge),
-        ("LANES", lanes),
-        ("DP", head_dim.next_multiple_of(edge)),
-        ("BKEY", edge),
-        ("WM", edge.max(lanes)),
-        ("SUBGROUPS", COOP_SUBGROUPS),
-    ];
+/// The cut that was fastest on an H200 (benches/NOTES.md); none where sizes, types or the device do not suit.
+fn coop_cut(caps: &Caps, a: &Attention) -> Option<Cut> {
+    let [edge, lanes] = caps.coop()?;
+    let padded = a.head_dim.next_multiple_of(edge);
+    if lanes < edge || padded > 160 || a.q.dtype != DType::F16 || a.causal || a.q.tokens() < 16 {
+        return None;
+    }
+    // Every lane has a group of four.
+    let rows = edge * lanes.div_ceil(edge * edge / 4);
+    let memory = |subgroups: u32| 4 * edge * (padded + 8) * 2 + subgroups * rows * (edge + 8) * 6;
+    let fits = |subgroups: u32| memory(subgroups) <= caps.workgroup_memory && subgroups * lanes <= caps.invocations;
+    let groups = |subgroups: u32| a.q.tokens().div_ceil(2 * rows * subgroups) * a.heads * a.q.batch();
+    // Many subgroups for the same keys, where that leaves few multiprocessors idle and their registers suffice.
+    let many = |most: u32, subgroups: u32| padded <= most && groups(subgroups) >= 100 && fits(subgroups);
+    let (wm, subgroups) = match () {
+        () if caps.is_cpu() => (rows, 1),
+        () if many(48, 16) => (2 * rows, 16),
+        () if many(64, 12) => (2 * rows, 12),
+        () if padded <= 80 && groups(4) > UNITS => (2 * rows, 4),
+        () => (rows, 4),
+    };
+    fits(subgroups).then_some(Cut { rows, wm, subgroups })
+}
+
+fn coop_head(caps: &Caps, a: &Attention) -> Vec<(&'static str, Value)> {
+    let (Some([edge, lanes]), Some(Cut { rows, wm, subgroups })) = (caps.coop(), coop_cut(caps, a)) else {
+        unreachable!("attention: coop where it does not suit")
+    };
+    let padded = a.head_dim.next_multiple_of(edge);
+    let values =
+        [("EDGE", edge), ("LANES", lanes), ("DP", padded), ("WM", wm), ("ROWS", rows), ("SUBGROUPS", subgroups)];
     let mut head: Vec<_> = values.map(|(name, value)| (name, Value::U32(value))).to_vec();
+    head.push(("RAGGED", Value::Bool(!a.kv.tokens().is_multiple_of(edge))));
     head.extend(mat_types(edge));
     head
 }

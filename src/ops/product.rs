@@ -238,6 +238,7 @@ fn heads(tile: &Tile, caps: &Caps, layout: Layout) -> Vec<(&'static str, Value)>
         Method::Coop => {
             let columns = u32::from(layout == Layout::Columns);
             numbers.extend([("EDGE", edge), ("LANES", lanes), ("WM", wm), ("WN", wn), ("B_COLUMNS", columns)]);
+            numbers.push(("C_PAD", tile.pad(caps, edge, layout)));
             head.extend(mat_types(edge));
         }
     }

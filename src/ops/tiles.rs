@@ -126,6 +126,14 @@ impl Tile {
         a + b + subgroups * edge * edge * 4
     }
 
+    /// Groups of four by which the epilogue's rows are longer, so that they lie in different banks: none where that memory would leave a
+    /// workgroup alone on a multiprocessor, or is not there. (Rows of 64 bytes meet; of 32, as matrices of 8 have, half as many do.)
+    pub(crate) fn pad(&self, caps: &Caps, edge: u32, layout: Layout) -> u32 {
+        let most = if self.beside > 0 { PAIR } else { caps.workgroup_memory };
+        let padded = self.memory(edge, layout) + self.threads(1) * edge * 2 * 16;
+        if edge == 16 && padded <= most { 2 } else { 0 }
+    }
+
     /// Does it fit the device, and do its threads share its loads evenly? wgpu checks neither: too much workgroup memory hangs
     /// a driver's compiler.
     fn suits(&self, caps: &Caps, [edge, lanes]: [u32; 2], layout: Layout) -> bool {
@@ -160,8 +168,11 @@ impl Shape {
     }
 }
 
-/// Multiprocessors that a product should fill: wgpu does not tell how many there are.
-const UNITS: u32 = 132;
+/// Multiprocessors that work should fill: wgpu does not tell how many there are.
+pub(crate) const UNITS: u32 = 132;
+
+/// Bytes of workgroup memory up to which two workgroups fit on a multiprocessor (benches/NOTES.md).
+const PAIR: u32 = 24 << 10;
 
 /// The tiles of a method that suit the device, the layout and the depth; matrix units only where the device has them.
 pub(crate) fn tiles(caps: &Caps, method: Method, layout: Layout, depth: u32) -> impl Iterator<Item = &'static Tile> {
@@ -260,7 +271,7 @@ mod tests {
         assert!(TILES_8.iter().all(|tile| tile.suits(&caps(NoopProfile::LAVAPIPE_26), [8, 8], Layout::Rows)));
         // Two workgroups run beside each other where each takes at most half of 48 KiB (benches/NOTES.md).
         for tile in TILES_16 {
-            assert_eq!(tile.beside > 0, tile.memory(16, Layout::Rows) <= 24 << 10, "{tile:?}");
+            assert_eq!(tile.beside > 0, tile.memory(16, Layout::Rows) <= PAIR, "{tile:?}");
         }
         // Some tile is left for other subgroups and for less memory, and every one that is left fits there.
         let others = [([16, 64], 64 << 10), ([16, 32], 32 << 10), ([8, 32], 32 << 10)];
