@@ -47,6 +47,9 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let line = local / dims.span4;
     let c4 = wid.x % spans * dims.span4 + column;
     let first = load(image, c4);
+    // Ahead of the sums, so that nothing waits for them.
+    let weight = gamma[c4];
+    let bias = beta[c4];
     var sum = vec4<f32>(0.0);
     var square = vec4<f32>(0.0);
     if (line < lines) {
@@ -92,8 +95,8 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let b = stats[g.y];
     let c = stats[g.z];
     let d = stats[g.w];
-    let scale = gamma[c4] * vec4<f32>(a.y, b.y, c.y, d.y);
-    let shift = beta[c4] - vec4<f32>(a.x, b.x, c.x, d.x) * scale;
+    let scale = weight * vec4<f32>(a.y, b.y, c.y, d.y);
+    let shift = bias - vec4<f32>(a.x, b.x, c.x, d.x) * scale;
     for (var p = line; p < dims.pixels; p += lines) {
         var v = load(image + p, c4) * scale + shift;
         if (SILU) { v = v / (1.0 + exp(-v)); }

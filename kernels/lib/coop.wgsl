@@ -29,8 +29,8 @@ const THREADS: u32 = SUBGROUPS * LANES;
 const BK4: u32 = BK / 4u;
 const BN4: u32 = BN / 4u;
 const A_ROW: u32 = BK4 + 2u;    // padded, so that the rows of a matrix lie in different banks
-const B_LINES: u32 = BK + B_COLUMNS * (BN - BK);
-const B_WIDTH: u32 = BN4 - B_COLUMNS * (BN4 - BK4);
+const B_LINES: u32 = BK * (1u - B_COLUMNS) + BN * B_COLUMNS;
+const B_WIDTH: u32 = BN4 * (1u - B_COLUMNS) + BK4 * B_COLUMNS;
 const B_ROW: u32 = B_WIDTH + 2u;
 const A_LOADS: u32 = BM * BK4 / THREADS;
 const B_LOADS: u32 = BK * BN4 / THREADS;
@@ -186,6 +186,10 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let four = lane * (1u + PAIRED);
     let c_from = c_to + own_row_of_c(four) * C_ROW + four % MATES;
     let row_to = row0 + wm + own_row_of_c(four);
+    //: if 0 < PAIRED
+    // Every other row's lanes take the second of their two groups first: the even ones alone lie in half of the banks.
+    let turned = (own_row_of_c(four) >> select(1u, 0u, C_PAD > 0u)) & 1u;
+    //: end
     //: for j in 0..FN
     let to4_$j = n4_0 + (wn + $ju * EDGE) / 4u + four % MATES;
     let bias_$j = bias_of_tile(row0, to4_$j);
@@ -242,14 +246,20 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         if ((FOURS % EACH == 0u || four + $tu * EACH < FOURS) && within_c(row, to4_$j)) {
             let scale = select(1.0, SCALE, WIDE);
             let to = row_of_c(row);
+            //: if PAIRED < 1
             var first = c_tile[taken] * scale + bias_$j;
             if (BIAS == 3u) { first += load_bias(to, to4_$j); }
-            //: if PAIRED < 1
             store_four(to, to4_$j, first, rest_${$i - 1}_$j_$t);
             //: end
             //: if 0 < PAIRED
-            var second = c_tile[taken + 1u] * scale + gate_$j;
-            if (BIAS == 3u) { second += load_bias(to, to4_$j + 1u); }
+            let one = c_tile[taken + turned];
+            let other = c_tile[taken + 1u - turned];
+            var first = select(one, other, turned == 1u) * scale + bias_$j;
+            var second = select(other, one, turned == 1u) * scale + gate_$j;
+            if (BIAS == 3u) {
+                first += load_bias(to, to4_$j);
+                second += load_bias(to, to4_$j + 1u);
+            }
             store_pair(to, to4_$j, first, second);
             //: end
         }

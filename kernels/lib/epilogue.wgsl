@@ -5,15 +5,14 @@ const BIAS: u32 = 0u;            // rows of it: 0 none, 1 one for all, 2 several
 const HAS_RESIDUAL: bool = false;
 const PAIRED: u32 = ACTIVATION / 4u;
 
-// erf by Abramowitz & Stegun 7.1.26, |error| < 1.5e-7.
-fn erf4(x: vec4<f32>) -> vec4<f32> {
+// x times the normal distribution's integral by Abramowitz & Stegun 26.2.17, |error| < 7.5e-8 of x, from the side that x is on: half the instructions of an erf
+// with its sign, and no cancellation where x is below 0.
+fn gelu4(x: vec4<f32>) -> vec4<f32> {
     let a = abs(x);
-    let t = 1.0 / (1.0 + 0.3275911 * a);
-    let p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;
-    return sign(x) * (1.0 - p * exp(-a * a));
+    let t = 1.0 / (1.0 + 0.2316419 * a);
+    let tail = ((((0.5307027145 * t - 0.7265760135) * t + 0.7107068705) * t - 0.142248368) * t + 0.127414796) * t;
+    return max(x, vec4<f32>(0.0)) - a * (tail * exp2(-0.72134752044 * a * a));
 }
-
-fn gelu4(x: vec4<f32>) -> vec4<f32> { return 0.5 * x * (1.0 + erf4(x * 0.70710678118)); }
 
 fn activate(x: vec4<f32>) -> vec4<f32> {
     if (ACTIVATION == 1u) { return x / (1.0 + exp(-x)); }
