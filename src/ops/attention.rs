@@ -250,7 +250,9 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
     assert_eq!(a.q.dtype, a.kv.dtype, "attention: types of q and kv");
     let coop = coop_cut(g.caps(), a).map_or(0, |cut| cut.wm * cut.subgroups);
     let dims = Dims { coop, products: lse.is_none() && products::suits(g, a), ..dims };
-    let rows = candidates(g, "attention", VARIANTS, &dims);
+    let mut rows = candidates(g, "attention", VARIANTS, &dims);
+    // Heads this wide make a kernel of 100 kB; fetching it anew in every step takes longer than it saves.
+    rows.sort_by_key(|row| row.name != "products" && dims.products && a.head_dim > 128);
     let key = format!(
         "attention {:?} {}x{}x{} {}x{}",
         a.q.dtype, dims.batch, dims.heads, a.head_dim, dims.queries, dims.keys

@@ -57,18 +57,18 @@ const fn fma(method: Method, [bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside:
 /// Tiles of matrices with an edge of 16.
 const TILES_16: &[Tile] = &[
     tile([128, 320, 32, 64, 80], 1030, 0),
-    tile([256, 160, 32, 64, 80], 1050, 0),
-    tile([128, 256, 32, 64, 64], 870, 0),
-    tile([128, 128, 32, 64, 64], 600, 870),
-    tile([128, 160, 32, 32, 80], 640, 0),
+    tile([256, 160, 32, 64, 80], 1030, 0),
+    tile([128, 256, 32, 64, 64], 850, 0),
+    tile([128, 128, 32, 64, 64], 600, 940),
+    tile([128, 160, 32, 32, 80], 630, 0),
     tile([64, 320, 32, 32, 80], 630, 0),
-    tile([64, 160, 32, 32, 80], 580, 890),
+    tile([64, 160, 32, 32, 80], 580, 710),
     tile([128, 80, 32, 32, 80], 600, 890),
-    tile([64, 128, 32, 32, 64], 440, 590),
-    tile([64, 80, 64, 16, 80], 760, 1000),
-    tile([64, 64, 64, 32, 32], 420, 680),
-    tile([64, 64, 32, 32, 32], 320, 390),
-    tile([128, 16, 32, 32, 16], 220, 330),
+    tile([64, 128, 32, 32, 64], 440, 580),
+    tile([64, 80, 64, 16, 80], 720, 1180),
+    tile([64, 64, 64, 32, 32], 560, 720),
+    tile([64, 64, 32, 32, 32], 280, 360),
+    tile([128, 16, 32, 32, 16], 450, 700),
 ];
 
 /// Tiles of matrices with an edge of 8.
@@ -222,9 +222,9 @@ pub(crate) fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, m
             _ => (1, tile.alone),
         };
         // Start and end of a tile: the first loads, and the traffic of what is stored. Of two, one works meanwhile.
-        let ends = 2500 + u64::from(tile.bm * tile.bn) / 8;
-        // The reduction: its dispatch, and its traffic, through the cache for the most part, at 5 TB/s.
-        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 5000;
+        let ends = 2400 + u64::from(tile.bm * tile.bn) / 10;
+        // The reduction: its dispatch, and its traffic, through the cache for the most part, at 6.5 TB/s.
+        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 6500;
         let reduction = if splits > 1 { 3500 + share } else { 0 };
         rounds * (steps * u64::from(step) + ends) + reduction
     };
