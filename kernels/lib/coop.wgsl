@@ -179,8 +179,8 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: end
         workgroupBarrier();
     }
-    // Matrices give up their elements through workgroup memory only. What is added to them is fetched a line of matrices ahead:
-    // where each fetched its own, each would wait for it.
+    // Matrices give up their elements through workgroup memory only, each subgroup its own. What is added to them is fetched a line of
+    // matrices ahead: where each fetched its own, each would wait for it.
     const EACH = LANES * (1u + PAIRED);     // groups of four that a subgroup stores at once
     let c_to = subgroup * EDGE * C_ROW;
     let four = lane * (1u + PAIRED);
@@ -212,12 +212,12 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: for j in 0..FN
     coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
-    workgroupBarrier();
+    subgroupBarrier();
     //: for t in 0..(FOURS - 1) / LANES + 1
     let score_$i_$j_$t = scores(c_tile[c_from + $tu * LANES / MATES * C_ROW], $ju * EDGE + four % MATES * 4u);
     top_$i_$t = max(top_$i_$t, highest(score_$i_$j_$t));
     //: end
-    workgroupBarrier();
+    subgroupBarrier();
     //: end
     //: for t in 0..(FOURS - 1) / LANES + 1
     top_$i_$t = of_row_max(top_$i_$t);
@@ -237,7 +237,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: if 0 < $i * (1 - SOFTMAX)
     //: for j in 0..FN
     coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
-    workgroupBarrier();
+    subgroupBarrier();
     //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
     {
         // Neighbouring threads store neighbours; where two groups make one of the output, each takes both.
@@ -265,7 +265,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         }
     }
     //: end
-    workgroupBarrier();
+    subgroupBarrier();
     //: end
     //: end
     //: end
