@@ -26,8 +26,7 @@ const E4: u32 = EDGE / 4u;
 const EACH: u32 = ROWS * E4 / LANES;    // groups of four that a lane has
 const MATES: u32 = E4 / EACH;           // lanes of a row
 const KV_ROW: u32 = DP4 + 2u;
-const S_ROW: u32 = E4 + 2u;
-const P_ROW: u32 = E4 + 2u;
+const OWN_ROW: u32 = E4 + 2u;           // of a subgroup's scores, and of its probabilities
 const BLOCK: u32 = EDGE * DP4;          // groups of four of a block's keys, and of its values
 const TILE: u32 = EDGE * KV_ROW;
 const LOADS: u32 = (2u * BLOCK + THREADS - 1u) / THREADS;
@@ -51,8 +50,8 @@ struct Dims {
 
 // Keys and values of this block and of the next. Each array is a multiple of 16 bytes long: matrices are loaded from such addresses.
 var<workgroup> kv_tile: array<vec4<f16>, 4u * TILE>;
-var<workgroup> s_tile: array<vec4<f32>, SUBGROUPS * ROWS * S_ROW>;
-var<workgroup> p_tile: array<vec4<f16>, SUBGROUPS * ROWS * P_ROW>;
+var<workgroup> s_tile: array<vec4<f32>, SUBGROUPS * ROWS * OWN_ROW>;
+var<workgroup> p_tile: array<vec4<f16>, SUBGROUPS * ROWS * OWN_ROW>;
 
 const LOG2E: f32 = 1.44269504089;
 const LOWEST: f32 = -1.0e30;        // below every score; fast math forbids infinities
@@ -82,8 +81,6 @@ fn scores(value: vec4<f32>, key: u32) -> vec4<f32> {
     return select(vec4<f32>(LOWEST), value, vec4<u32>(key) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(dims.keys));
 }
 
-fn highest(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
-
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
     let head = wid.y;
@@ -92,8 +89,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let lane = local % LANES;
     let first = (wid.x * SUBGROUPS + subgroup) * WM;
     let kv_base = batch / dims.kv_repeat * dims.keys * dims.kv_stride4 + head * D4;
-    let s_to = subgroup * ROWS * S_ROW;
-    let p_to = subgroup * ROWS * P_ROW;
+    let own = subgroup * ROWS * OWN_ROW;
     let scale = dims.scale * LOG2E;
     let row = lane / MATES;
     let four = lane % MATES * EACH;
@@ -112,11 +108,11 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         let d4 = $cu * E4 + e % E4;
         var value = vec4<f16>();
         if (d4 < D4) { value = q[q_base + query * dims.q_stride4 + d4]; }
-        p_tile[p_to + e / E4 * P_ROW + e % E4] = value;
+        p_tile[own + e / E4 * OWN_ROW + e % E4] = value;
     }
     subgroupBarrier();
     //: for f in 0..FR
-    let q_${$p * FR + $f}_$c = coopLoadT<MatA>(&p_tile[p_to + $fu * EDGE * P_ROW], P_ROW);
+    let q_${$p * FR + $f}_$c = coopLoadT<MatA>(&p_tile[own + $fu * EDGE * OWN_ROW], OWN_ROW);
     //: end
     //: end
     //: end
@@ -158,12 +154,12 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: end
         //: for p in 0..PASSES
         //: for f in 0..FR
-        coopStoreT(s_${$p * FR + $f}, &s_tile[s_to + $fu * EDGE * S_ROW], S_ROW);
+        coopStoreT(s_${$p * FR + $f}, &s_tile[own + $fu * EDGE * OWN_ROW], OWN_ROW);
         //: end
         subgroupBarrier();
         var high_$p = LOWEST;
         //: for c in 0..EACH
-        let x_$p_$c = scores(s_tile[s_to + row * S_ROW + four_$c], key0 + four_$c * 4u);
+        let x_$p_$c = scores(s_tile[own + row * OWN_ROW + four_$c], key0 + four_$c * 4u);
         high_$p = max(high_$p, highest(x_$p_$c));
         //: end
         let peak_$p = scale * of_row_max(high_$p);
@@ -183,15 +179,15 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
             sum_$p *= keep_$p;
             //: for j in 0..FD
             //: for f in 0..FR
-            coopStoreT(o_${$p * FR + $f}_$j, &s_tile[s_to + $fu * EDGE * S_ROW], S_ROW);
+            coopStoreT(o_${$p * FR + $f}_$j, &s_tile[own + $fu * EDGE * OWN_ROW], OWN_ROW);
             //: end
             subgroupBarrier();
             //: for c in 0..EACH
-            s_tile[s_to + row * S_ROW + four_$c] *= keep_$p;
+            s_tile[own + row * OWN_ROW + four_$c] *= keep_$p;
             //: end
             subgroupBarrier();
             //: for f in 0..FR
-            o_${$p * FR + $f}_$j = coopLoadT<MatC>(&s_tile[s_to + $fu * EDGE * S_ROW], S_ROW);
+            o_${$p * FR + $f}_$j = coopLoadT<MatC>(&s_tile[own + $fu * EDGE * OWN_ROW], OWN_ROW);
             //: end
             subgroupBarrier();
             //: end
@@ -202,11 +198,11 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: for c in 0..EACH
         let p_$p_$c = exp2(x_$p_$c * scale - top_$p);
         sum_$p += (p_$p_$c.x + p_$p_$c.y) + (p_$p_$c.z + p_$p_$c.w);
-        p_tile[p_to + row * P_ROW + four_$c] = vec4<f16>(p_$p_$c);
+        p_tile[own + row * OWN_ROW + four_$c] = vec4<f16>(p_$p_$c);
         //: end
         subgroupBarrier();
         //: for f in 0..FR
-        let fp_${$p * FR + $f} = coopLoadT<MatA>(&p_tile[p_to + $fu * EDGE * P_ROW], P_ROW);
+        let fp_${$p * FR + $f} = coopLoadT<MatA>(&p_tile[own + $fu * EDGE * OWN_ROW], OWN_ROW);
         //: end
         //: if $p + 1 < PASSES
         subgroupBarrier();
@@ -230,13 +226,13 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     }
     //: for j in 0..FD
     //: for f in 0..FR
-    coopStoreT(o_${$p * FR + $f}_$j, &s_tile[s_to + $fu * EDGE * S_ROW], S_ROW);
+    coopStoreT(o_${$p * FR + $f}_$j, &s_tile[own + $fu * EDGE * OWN_ROW], OWN_ROW);
     //: end
     subgroupBarrier();
     if (query_$p < dims.queries) {
         let to = (batch * dims.queries + query_$p) * (dims.heads * D4) + head * D4;
         //: for c in 0..EACH
-        if ($ju * E4 + four_$c < D4) { out[to + $ju * E4 + four_$c] = elem4(s_tile[s_to + row * S_ROW + four_$c] / total_$p); }
+        if ($ju * E4 + four_$c < D4) { out[to + $ju * E4 + four_$c] = elem4(s_tile[own + row * OWN_ROW + four_$c] / total_$p); }
         //: end
     }
     subgroupBarrier();

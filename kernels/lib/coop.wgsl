@@ -65,22 +65,19 @@ fn operand(value: vec4<f32>) -> part4 {
     return vec4<f16>(value);
 }
 
-// The row of the tile that a thread's first load is of. Where a half of a subgroup loads parts of two rows, they are four
-// apart: neighbours would meet in the same banks.
-fn own_row(local: u32) -> u32 {
-    let row = local / BK4;
-    if (BK4 == 8u && A_ROWS % 8u == 0u) { return (row & ~7u) | ((row & 7u) >> 1u) | ((row & 1u) << 2u); }
+// The row of a tile that a thread's first load is of, where `run` neighbouring threads load a row's groups of four and each loads every
+// `stride`-th row. A half of a subgroup that has two rows gets them four apart, one that has four two apart: neighbours would meet in
+// the same banks.
+fn spread(row: u32, run: u32, stride: u32) -> u32 {
+    if (stride % 8u != 0u) { return row; }
+    if (run == 8u) { return (row & ~7u) | ((row & 7u) >> 1u) | ((row & 1u) << 2u); }
+    if (run == 4u) { return (row & ~7u) | ((row & 3u) << 1u) | ((row & 4u) >> 2u); }
     return row;
 }
 
-// The line of B's tile that a thread's first load is of, by the same means: two of four groups of a subgroup's half, or four, do not follow
-// each other.
-fn own_line(local: u32) -> u32 {
-    let line = local / B_RUN;
-    if (B_RUN == 8u && B_ROWS % 8u == 0u) { return (line & ~7u) | ((line & 7u) >> 1u) | ((line & 1u) << 2u); }
-    if (B_RUN == 4u && B_ROWS % 8u == 0u) { return (line & ~7u) | ((line & 3u) << 1u) | ((line & 4u) >> 2u); }
-    return line;
-}
+fn own_row(local: u32) -> u32 { return spread(local / BK4, BK4, A_ROWS); }
+
+fn own_line(local: u32) -> u32 { return spread(local / B_RUN, B_RUN, B_ROWS); }
 
 // The row of a matrix that a lane's first group of four of the result is of: neighbours two apart, as rows are padded.
 fn own_row_of_c(four: u32) -> u32 {
@@ -108,8 +105,6 @@ fn residual_of(row: u32, n4: u32) -> residual4 {
 fn scores(value: vec4<f32>, column: u32) -> vec4<f32> {
     return select(vec4<f32>(-1.0e30), value, vec4<u32>(column) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(KEYS));
 }
-
-fn highest(x: vec4<f32>) -> f32 { return max(max(x.x, x.y), max(x.z, x.w)); }
 
 //: end
 @compute @workgroup_size(THREADS)

@@ -1,5 +1,9 @@
 //! What a device can do: the only thing that the variant tables look at besides shapes.
 
+/// What the kernels on matrix units use: the matrices, and barriers of a subgroup, with which each goes its own way between those of its workgroup.
+pub(super) const COOP: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SUBGROUP_BARRIER);
+
 /// What kind of device runs the kernels; software devices get kernels without barriers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,9 +115,8 @@ impl Caps {
 /// The capabilities of an adapter, with what only its native handle or the system tells.
 pub(super) fn adapter_caps(adapter: &wgpu::Adapter) -> Caps {
     let mut caps = Caps::new(&adapter.get_info(), adapter.features(), &adapter.limits());
-    // Attention on matrix units lets each subgroup go its own way between barriers of its own.
-    let barriers = adapter.features().contains(wgpu::Features::SUBGROUP_BARRIER);
-    for shape in adapter.cooperative_matrix_properties().into_iter().filter(|_| barriers) {
+    let suits = adapter.features().contains(COOP);
+    for shape in adapter.cooperative_matrix_properties().into_iter().filter(|_| suits) {
         use wgpu::CooperativeScalarType::{F16, F32};
         let square = shape.m_size == shape.n_size && shape.n_size == shape.k_size;
         if square && matches!((shape.ab_type, shape.cr_type), (F16, F32)) && !caps.cooperative.contains(&shape.m_size) {

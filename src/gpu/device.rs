@@ -6,12 +6,12 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use super::buffer::Buffer;
 use super::cache::Cache;
-use super::caps::{Caps, adapter_caps};
+use super::caps::{COOP, Caps, adapter_caps};
 use super::kernel::Pipeline;
 #[cfg(not(target_arch = "wasm32"))]
 use super::noop::NoopProfile;
-use super::run::Buffer;
 use super::wait::{lock, signal};
 use crate::error::{Error, Result};
 
@@ -104,7 +104,7 @@ impl Gpu {
             features |= adapter.features() & wanted;
         }
         if caps.coop().is_some() {
-            features |= adapter.features() & (Feature::EXPERIMENTAL_COOPERATIVE_MATRIX | Feature::SUBGROUP_BARRIER);
+            features |= COOP;
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("scumble"),
@@ -173,8 +173,7 @@ impl Gpu {
         features.set(wgpu::Features::SHADER_F16, profile.f16);
         features.set(wgpu::Features::SUBGROUP, profile.subgroups);
         features.set(wgpu::Features::TIMESTAMP_QUERY, true);
-        let coop = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP_BARRIER;
-        features.set(coop, !profile.cooperative.is_empty());
+        features.set(COOP, !profile.cooperative.is_empty());
         let limits = wgpu::Limits {
             max_storage_buffer_binding_size: profile.max_binding,
             max_buffer_size: profile.max_buffer,

@@ -1,9 +1,9 @@
 //! The recorder: a flat list of dispatches over tensors that know their shape. Nothing here talks to a device.
 
+use super::buffer::Buffer;
 use super::caps::Caps;
 use super::device::Gpu;
 use super::kernel::{Interface, Kernel};
-use super::run::Buffer;
 use super::tune::Pick;
 
 /// Element type of a tensor in device memory.

@@ -1,7 +1,8 @@
-//! The only code that names wgpu: device, kernel loader, recorder, planner, runner.
+//! The only code that names wgpu: device, kernel loader, recorder, planner, buffers, runner.
 //!
 //! Above it, ops record nodes into a [`graph::Graph`]; [`plan`] turns lifetimes into buffer slots; [`run`] encodes.
 
+mod buffer;
 mod cache;
 pub mod caps;
 pub mod device;
@@ -16,7 +17,8 @@ mod unroll;
 pub mod upload;
 pub(crate) mod wait;
 
+pub use buffer::Buffer;
 pub use caps::{Caps, DeviceKind};
 pub use device::{Gpu, GpuOptions};
 pub use graph::{DType, Graph, Statistics, Sums, Tensor, Tile};
-pub use run::{Buffer, Program};
+pub use run::Program;

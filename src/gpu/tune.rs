@@ -6,9 +6,10 @@ use std::ops::{ControlFlow, Range};
 
 use web_time::{Duration, Instant};
 
+use super::buffer::Buffer;
 use super::device::Gpu;
 use super::graph::{DType, Graph};
-use super::run::{Buffer, Program, Steps};
+use super::run::{Program, Steps};
 use super::wait::lock;
 use crate::error::{Error, Result};
 

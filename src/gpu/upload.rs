@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::buffer::Buffer;
 use super::device::Gpu;
-use super::run::Buffer;
 use super::wait::{Waiter, signal};
 use crate::error::Result;
 

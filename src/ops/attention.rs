@@ -248,7 +248,8 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
         a.kv_repeat
     );
     assert_eq!(a.q.dtype, a.kv.dtype, "attention: types of q and kv");
-    let coop = coop_cut(g.caps(), a).map_or(0, |cut| cut.wm * cut.subgroups);
+    let cut = coop_cut(g.caps(), a);
+    let coop = cut.as_ref().map_or(0, |cut| cut.wm * cut.subgroups);
     let dims = Dims { coop, products: lse.is_none() && products::suits(g, a), ..dims };
     let mut rows = candidates(g, "attention", VARIANTS, &dims);
     // Heads this wide make a kernel of 100 kB; fetching it anew in every step takes longer than it saves.
@@ -269,8 +270,8 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
     let lse_tensor = lse.unwrap_or_else(|| g.activation_f32("no lse", [1, 1, 1, 4]));
     let mut head =
         vec![("elem4", vec4_of(a.q.dtype)), ("D4", Value::U32(dims.d4)), ("WITH_LSE", Value::Bool(lse.is_some()))];
-    match variant.name {
-        "coop" => head.extend(coop_head(g.caps(), a)),
+    match cut {
+        Some(cut) if variant.name == "coop" => head.extend(coop_head(&cut, a)),
         _ => head.push(("CAUSAL", Value::Bool(a.causal))),
     }
     g.push(Node {
@@ -292,8 +293,11 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
     out
 }
 
-/// How the coop variant shares the queries: rows of a pass, of a subgroup, and subgroups of a workgroup.
+/// How the coop variant shares the queries: the matrices' edge and the subgroups' lanes, rows of a pass and of a subgroup, and subgroups of a
+/// workgroup.
 struct Cut {
+    edge: u32,
+    lanes: u32,
     rows: u32,
     wm: u32,
     subgroups: u32,
@@ -311,22 +315,25 @@ fn coop_cut(caps: &Caps, a: &Attention) -> Option<Cut> {
     let memory = |subgroups: u32| 4 * edge * (padded + 8) * 2 + subgroups * rows * (edge + 8) * 6;
     let fits = |subgroups: u32| memory(subgroups) <= caps.workgroup_memory && subgroups * lanes <= caps.invocations;
     let groups = |subgroups: u32| a.q.tokens().div_ceil(2 * rows * subgroups) * a.heads * a.q.batch();
-    // Many subgroups for the same keys, where that leaves few multiprocessors idle and their registers suffice.
-    let many = |most: u32, subgroups: u32| padded <= most && groups(subgroups) >= 100 && fits(subgroups);
-    let (wm, subgroups) = match () {
-        () if caps.is_cpu() => (rows, 1),
-        () if many(48, 16) => (2 * rows, 16),
-        () if many(64, 12) => (2 * rows, 12),
-        () if padded <= 80 && groups(4) > UNITS => (2 * rows, 4),
-        () => (rows, 4),
+    // Many subgroups for the same keys, where that leaves a quarter of the multiprocessors idle at most and their registers suffice.
+    let many = |most: u32, subgroups: u32| padded <= most && 4 * groups(subgroups) >= 3 * UNITS && fits(subgroups);
+    let (wm, subgroups) = if caps.is_cpu() {
+        // There a barrier of a subgroup is the workgroup's, and subgroups part ways where rows are rescaled.
+        (rows, 1)
+    } else if many(48, 16) {
+        (2 * rows, 16)
+    } else if many(64, 12) {
+        (2 * rows, 12)
+    } else if padded <= 80 && groups(4) > UNITS {
+        (2 * rows, 4)
+    } else {
+        (rows, 4)
     };
-    fits(subgroups).then_some(Cut { rows, wm, subgroups })
+    fits(subgroups).then_some(Cut { edge, lanes, rows, wm, subgroups })
 }
 
-fn coop_head(caps: &Caps, a: &Attention) -> Vec<(&'static str, Value)> {
-    let (Some([edge, lanes]), Some(Cut { rows, wm, subgroups })) = (caps.coop(), coop_cut(caps, a)) else {
-        unreachable!("attention: coop where it does not suit")
-    };
+fn coop_head(cut: &Cut, a: &Attention) -> Vec<(&'static str, Value)> {
+    let &Cut { edge, lanes, rows, wm, subgroups } = cut;
     let padded = a.head_dim.next_multiple_of(edge);
     let values =
         [("EDGE", edge), ("LANES", lanes), ("DP", padded), ("WM", wm), ("ROWS", rows), ("SUBGROUPS", subgroups)];
