@@ -27,13 +27,24 @@ fn load(pixel: u32, c4: u32) -> vec4<f32> {
     return vec4<f32>(x[pixel * dims.x4 + c4]);
 }
 
-fn group_of(column: u32) -> vec4<u32> {
-    return (vec4<u32>(column * 4u) + vec4<u32>(0u, 1u, 2u, 3u)) / dims.group;
+fn channels_of(column: u32) -> vec4<u32> { return vec4<u32>(column * 4u) + vec4<u32>(0u, 1u, 2u, 3u); }
+
+// Sum over four channels of a span, those of one group alone: that of channels first .. end.
+fn within(first: u32, end: u32, column: u32, value: vec4<f32>) -> f32 {
+    let channels = channels_of(column);
+    return dot(value, select(vec4<f32>(0.0), vec4<f32>(1.0), channels >= vec4<u32>(first) & channels < vec4<u32>(end)));
 }
 
-// Sum over the span's channels that are of `group`.
-fn within(group: u32, column: u32, value: vec4<f32>) -> f32 {
-    return dot(value, select(vec4<f32>(0.0), vec4<f32>(1.0), group_of(column) == vec4<u32>(group)));
+// Statistics of the groups that four channels are of. Of four groups at most: three comparisons, where a division takes twenty instructions.
+fn stats_of(column: u32) -> array<vec4<f32>, 2> {
+    let channels = channels_of(column);
+    var groups = vec4<u32>(0u);
+    for (var g = 1u; g < 4u; g++) { groups += select(vec4<u32>(0u), vec4<u32>(1u), channels >= vec4<u32>(g * dims.group)); }
+    let a = stats[groups.x];
+    let b = stats[groups.y];
+    let c = stats[groups.z];
+    let d = stats[groups.w];
+    return array<vec4<f32>, 2>(vec4<f32>(a.x, b.x, c.x, d.x), vec4<f32>(a.y, b.y, c.y, d.y));
 }
 
 @compute @workgroup_size(THREADS)
@@ -77,26 +88,25 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         sums[local] = first + mean;
     }
     workgroupBarrier();
-    if (local * dims.group < dims.span4 * 4u) {
+    let first_of = local * dims.group;
+    if (first_of < dims.span4 * 4u) {
+        let end = first_of + dims.group;
+        let columns = (end + 3u) / 4u;
         var mean = 0.0;
-        for (var i = 0u; i < dims.span4; i++) { mean += within(local, i, sums[i]); }
+        for (var i = first_of / 4u; i < columns; i++) { mean += within(first_of, end, i, sums[i]); }
         mean /= f32(dims.group);
         var spread = 0.0;
-        for (var i = 0u; i < dims.span4; i++) {
+        for (var i = first_of / 4u; i < columns; i++) {
             let d = sums[i] - mean;
-            spread += within(local, i, squares[i] + count * d * d);
+            spread += within(first_of, end, i, squares[i] + count * d * d);
         }
         stats[local] = vec4<f32>(mean, 1.0 / sqrt(spread / (count * f32(dims.group)) + dims.eps), 0.0, 0.0);
     }
     workgroupBarrier();
     if (line >= lines) { return; }
-    let g = group_of(column);
-    let a = stats[g.x];
-    let b = stats[g.y];
-    let c = stats[g.z];
-    let d = stats[g.w];
-    let scale = weight * vec4<f32>(a.y, b.y, c.y, d.y);
-    let shift = bias - vec4<f32>(a.x, b.x, c.x, d.x) * scale;
+    let own = stats_of(column);
+    let scale = weight * own[1];
+    let shift = bias - own[0] * scale;
     for (var p = line; p < dims.pixels; p += lines) {
         var v = load(image + p, c4) * scale + shift;
         if (SILU) { v = v / (1.0 + exp(-v)); }
