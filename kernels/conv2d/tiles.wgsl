@@ -24,9 +24,9 @@ struct Dims {
     rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<elem4>;           // [B, src_h, src_w, x4]
-@group(0) @binding(1) var<storage, read> y: array<elem4>;           // [B, src_h, src_w, y4]
-@group(0) @binding(2) var<storage, read> b: array<weight4>;         // [KERNEL, KERNEL, 4 (x4 + y4), N/4]
+@group(0) @binding(0) var<storage, read> x: array<elem4>;           // [B, src_h, src_w, x4], A_FOURS of them in one
+@group(0) @binding(1) var<storage, read> y: array<elem4>;           // [B, src_h, src_w, y4], A_FOURS of them in one
+@group(0) @binding(2) var<storage, read> b: array<weight4>;         // [KERNEL, KERNEL, 4 (x4 + y4), N/4], B_FOURS of them in one
 @group(0) @binding(3) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
 @group(0) @binding(4) var<storage, read> residual: array<residual4>; // [M, N/4]
 @group(0) @binding(5) var<storage, read_write> out: array<out4>;    // [M, N/4]
@@ -41,9 +41,13 @@ var<private> a_column: u32;
 var<private> places: array<u32, A_LOADS>;
 // Lines above and columns to the left of the picture.
 var<private> pad: vec2<u32>;
-// The step: tap, and first group of channels.
+// The step: tap, and first channels, in loads.
 var<private> tap: vec2<u32>;
-var<private> channel4: u32;
+var<private> channel: u32;
+// How long a source's rows and B's are, in loads.
+var<private> x_width: u32;
+var<private> y_width: u32;
+var<private> b_width: u32;
 var<private> b_at: u32;
 var<private> b_column: u32;
 
@@ -67,7 +71,9 @@ fn row_of(i: u32) -> u32 {
 
 fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     a_row = row0 + own_row(local);
-    a_column = local % BK4;
+    a_column = local % A_RUN;
+    x_width = dims.x4 / A_FOURS;
+    y_width = dims.y4 / A_FOURS;
     pad = vec2<u32>(dims.pad);
     if (DOUBLED) { pad = vec2<u32>(1u - slice / 2u, 1u - slice % 2u); }
     //: for i in 0..A_LOADS
@@ -82,9 +88,10 @@ fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     }
     //: end
     tap = vec2<u32>(step % TAPS / KERNEL, step % KERNEL);
-    channel4 = step / TAPS * BK4;
-    b_column = n4_0 + local % B_RUN;
-    b_at = (own_line(local) + slice * TAPS * 4u * (dims.x4 + dims.y4)) * dims.n4;
+    channel = step / TAPS * A_RUN;
+    b_width = dims.n4 / B_FOURS;
+    b_column = n4_0 / B_FOURS + local % B_THREADS;
+    b_at = (own_line(local) + slice * TAPS * 4u * (dims.x4 + dims.y4)) * b_width;
     if (!RAGGED) { b_at += b_column; }
 }
 
@@ -93,33 +100,42 @@ fn advance() {
     if (tap.y == KERNEL) { tap = vec2<u32>(tap.x + 1u, 0u); }
     if (tap.x == KERNEL) {
         tap.x = 0u;
-        channel4 += BK4;
+        channel += A_RUN;
     }
 }
 
 // Channels of a stored pixel, in the source that the step is of.
-fn fetch(pixel: u32) -> part4 {
-    if (TWO_SOURCES && channel4 >= dims.x4) { return operand(vec4<f32>(y[pixel * dims.y4 + channel4 - dims.x4 + a_column])); }
-    return operand(vec4<f32>(x[pixel * dims.x4 + channel4 + a_column]));
+fn fetch(pixel: u32) -> loaded_a {
+    if (TWO_SOURCES && channel >= x_width) { return taken_a(y[pixel * y_width + channel - x_width + a_column]); }
+    return taken_a(x[pixel * x_width + channel + a_column]);
 }
 
-fn load_a(i: u32) -> part4 {
+fn load_a(i: u32) -> loaded_a {
     let row = row_of(i);
     if (KERNEL == 1u && LINEAR) { return fetch(row); }
     if (LINEAR) {
         let inside = places[i / 4u] >> (i % 4u * 8u);
-        if (((inside >> tap.x) & (inside >> (3u + tap.y)) & 1u) == 0u) { return part4(); }
+        if (((inside >> tap.x) & (inside >> (3u + tap.y)) & 1u) == 0u) { return loaded_a(); }
         return fetch(row + (tap.x - pad.x) * dims.src_w + tap.y - pad.y);
     }
     let p = vec3<u32>(row / (dims.out_h * dims.out_w), places[i] >> 16u, places[i] & 0xffffu);
     let t = tap_at(p, tap.x * KERNEL + tap.y);
-    if (!t.inside) { return part4(); }
+    if (!t.inside) { return loaded_a(); }
     return fetch(t.pixel);
 }
 
-fn load_b(i: u32) -> part4 {
-    let depth = ((tap.x * KERNEL + tap.y) * (dims.x4 + dims.y4) + channel4) * 4u + i / B_RUNS * B_ROWS;
-    let at = b_at + depth * dims.n4;
-    if (RAGGED) { return part4(load_weight(b[at + min(b_column + i % B_RUNS * B_RUN, dims.n4 - 1u)])); }
-    return part4(load_weight(b[at + i % B_RUNS * B_RUN]));
+fn load_b(i: u32) -> loaded_b {
+    let depth = (tap.x * KERNEL + tap.y) * (dims.x4 + dims.y4) * 4u + channel * (4u * A_FOURS) + i / B_RUNS * B_ROWS;
+    var at = b_at + depth * b_width;
+    if (RAGGED) {
+        at += min(b_column + i % B_RUNS * B_THREADS, b_width - 1u);
+    } else {
+        at += i % B_RUNS * B_THREADS;
+    }
+    //: if B_FOURS < 2
+    return part4(load_weight(b[at]));
+    //: end
+    //: if 1 < B_FOURS
+    return b[at];
+    //: end
 }

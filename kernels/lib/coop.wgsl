@@ -12,6 +12,8 @@ const BK: u32 = 32u;
 const WM: u32 = 64u;            // .. and a subgroup's part of it
 const WN: u32 = 64u;
 const B_RUN: u32 = 32u;         // neighbouring groups of four of B that neighbouring threads load
+const A_FOURS: u32 = 1u;         // groups of four that a load has: two where the buffer is of halves, read as numbers of 16 bytes
+const B_FOURS: u32 = 1u;
 const B_COLUMNS: u32 = 0u;       // 1: load_b gives four of a column, and its tile holds columns
 const SPLITS: u32 = 1u;         // workgroups that share a tile's steps
 const SLICES: u32 = 1u;         // products of one kind side by side
@@ -32,13 +34,15 @@ const A_ROW: u32 = BK4 + 2u;    // padded, so that the rows of a matrix lie in d
 const B_LINES: u32 = BK * (1u - B_COLUMNS) + BN * B_COLUMNS;
 const B_WIDTH: u32 = BN4 * (1u - B_COLUMNS) + BK4 * B_COLUMNS;
 const B_ROW: u32 = B_WIDTH + 2u;
-const A_LOADS: u32 = BM * BK4 / THREADS;
-const B_LOADS: u32 = BK * BN4 / THREADS;
+const A_RUN: u32 = BK4 / A_FOURS;                   // neighbouring threads that load a row of A
+const B_THREADS: u32 = B_RUN / B_FOURS;             // .. and a run of B
+const A_LOADS: u32 = BM * A_RUN / THREADS;
+const B_LOADS: u32 = BK * BN4 / B_FOURS / THREADS;
 const MATES: u32 = EDGE / 4u;                       // groups of four in a row of a matrix, and lanes that have them
 const FOURS: u32 = EDGE * MATES;                    // .. and in a matrix
 const C_ROW: u32 = MATES + C_PAD;
-const A_ROWS: u32 = THREADS / BK4;                  // rows from one load of a thread to its next
-const B_ROWS: u32 = THREADS / B_RUN;
+const A_ROWS: u32 = THREADS / A_RUN;                // rows from one load of a thread to its next
+const B_ROWS: u32 = THREADS / B_THREADS;
 const B_RUNS: u32 = B_WIDTH / B_RUN;
 alias MatA = coop_mat16x16<f16, A>;
 alias MatB = coop_mat16x16<f16, B>;
@@ -65,6 +69,35 @@ fn operand(value: vec4<f32>) -> part4 {
     return vec4<f16>(value);
 }
 
+// Four of eight halves that were read as numbers: half as many loads and stores as of fours, and compilers leave nothing of the detour
+// through f32, which is there because naga 30 has no bitcast to f16.
+fn halves(bits: vec2<u32>) -> vec4<f16> { return vec4<f16>(vec4<f32>(unpack2x16float(bits.x), unpack2x16float(bits.y))); }
+
+//: if A_FOURS < 2
+alias loaded_a = vec4<f16>;
+fn taken_a(value: elem4) -> loaded_a { return operand(vec4<f32>(value)); }
+fn store_a(at: u32, value: loaded_a) { a_tile[at] = value; }
+//: end
+//: if 1 < A_FOURS
+alias loaded_a = vec4<u32>;
+fn taken_a(value: elem4) -> loaded_a { return value; }
+fn store_a(at: u32, value: loaded_a) {
+    a_tile[at] = halves(value.xy);
+    a_tile[at + 1u] = halves(value.zw);
+}
+//: end
+//: if B_FOURS < 2
+alias loaded_b = vec4<f16>;
+fn store_b(at: u32, value: loaded_b) { b_tile[at] = value; }
+//: end
+//: if 1 < B_FOURS
+alias loaded_b = vec4<u32>;
+fn store_b(at: u32, value: loaded_b) {
+    b_tile[at] = halves(value.xy);
+    b_tile[at + 1u] = halves(value.zw);
+}
+//: end
+
 // The row of a tile that a thread's first load is of, where `run` neighbouring threads load a row's groups of four and each loads every
 // `stride`-th row. A half of a subgroup that has two rows gets them four apart, one that has four two apart: neighbours would meet in
 // the same banks.
@@ -75,9 +108,9 @@ fn spread(row: u32, run: u32, stride: u32) -> u32 {
     return row;
 }
 
-fn own_row(local: u32) -> u32 { return spread(local / BK4, BK4, A_ROWS); }
+fn own_row(local: u32) -> u32 { return spread(local / A_RUN, BK4, A_ROWS); }
 
-fn own_line(local: u32) -> u32 { return spread(local / B_RUN, B_RUN, B_ROWS); }
+fn own_line(local: u32) -> u32 { return spread(local / B_THREADS, B_RUN, B_ROWS); }
 
 // The row of a matrix that a lane's first group of four of the result is of: neighbours two apart, as rows are padded.
 fn own_row_of_c(four: u32) -> u32 {
@@ -124,8 +157,8 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let lane = local % LANES;
     let wm = subgroup / (BN / WN) * WM;
     let wn = subgroup % (BN / WN) * WN;
-    let a_to = own_row(local) * A_ROW + local % BK4;
-    let b_to = own_line(local) * B_ROW + local % B_RUN;
+    let a_to = own_row(local) * A_ROW + local % A_RUN * A_FOURS;
+    let b_to = own_line(local) * B_ROW + local % B_THREADS * B_FOURS;
     prepare(row0, n4_0, local, first);
     //: for i in 0..FM
     //: for j in 0..FN
@@ -133,14 +166,18 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: end
     //: for i in 0..A_LOADS
-    a_tile[a_to + $iu * (A_ROWS * A_ROW)] = load_a($iu);
+    store_a(a_to + $iu * (A_ROWS * A_ROW), load_a($iu));
     //: end
     //: for i in 0..B_LOADS
-    b_tile[b_to + $iu / B_RUNS * (B_ROWS * B_ROW) + $iu % B_RUNS * B_RUN] = load_b($iu);
+    store_b(b_to + $iu / B_RUNS * (B_ROWS * B_ROW) + $iu % B_RUNS * B_RUN, load_b($iu));
     //: end
     workgroupBarrier();
-    for (var step = first; step < last; step++) {
-        if (step + 1u < last) { advance(); }
+    // The end of a tile is within the loop, and the loop's own end where no compiler can tell that it comes: NVIDIA's writes out eight
+    // turns of a plain one, 80 kB for which every multiprocessor waits (benches/NOTES.md).
+    var step = first;
+    loop {
+        step++;
+        if (step < last) { advance(); }
         //: for i in 0..A_LOADS
         let a_$i = load_a($iu);
         //: end
@@ -167,101 +204,103 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: end
         workgroupBarrier();
         //: for i in 0..A_LOADS
-        a_tile[a_to + $iu * (A_ROWS * A_ROW)] = a_$i;
+        store_a(a_to + $iu * (A_ROWS * A_ROW), a_$i);
         //: end
         //: for i in 0..B_LOADS
-        b_tile[b_to + $iu / B_RUNS * (B_ROWS * B_ROW) + $iu % B_RUNS * B_RUN] = b_$i;
+        store_b(b_to + $iu / B_RUNS * (B_ROWS * B_ROW) + $iu % B_RUNS * B_RUN, b_$i);
         //: end
         workgroupBarrier();
-    }
-    // Matrices give up their elements through workgroup memory only, each subgroup its own. What is added to them is fetched a line of
-    // matrices ahead: where each fetched its own, each would wait for it.
-    const EACH = LANES * (1u + PAIRED);     // groups of four that a subgroup stores at once
-    let c_to = subgroup * EDGE * C_ROW;
-    let four = lane * (1u + PAIRED);
-    let c_from = c_to + own_row_of_c(four) * C_ROW + four % MATES;
-    let row_to = row0 + wm + own_row_of_c(four);
-    //: if 0 < PAIRED
-    // Every other row's lanes take the second of their two groups first: the even ones alone lie in half of the banks.
-    let turned = (own_row_of_c(four) >> select(1u, 0u, C_PAD > 0u)) & 1u;
-    //: end
-    //: for j in 0..FN
-    let to4_$j = n4_0 + (wn + $ju * EDGE) / 4u + four % MATES;
-    let bias_$j = bias_of_tile(row0, to4_$j);
-    //: if 0 < PAIRED
-    let gate_$j = bias_of_tile(row0, to4_$j + 1u);
-    //: end
-    //: end
-    //: for i in 0..FM + 1
-    //: if $i < FM
-    //: for j in 0..FN
-    //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
-    let rest_$i_$j_$t = residual_of(row_to + $iu * EDGE + $tu * EACH / MATES, to4_$j);
-    //: end
-    //: end
-    //: end
-    //: if 0 < $i * SOFTMAX
-    //: for t in 0..(FOURS - 1) / LANES + 1
-    var top_$i_$t = -1.0e30;
-    var sum_$i_$t = 0.0;
-    //: end
-    //: for j in 0..FN
-    coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
-    subgroupBarrier();
-    //: for t in 0..(FOURS - 1) / LANES + 1
-    let score_$i_$j_$t = scores(c_tile[c_from + $tu * LANES / MATES * C_ROW], $ju * EDGE + four % MATES * 4u);
-    top_$i_$t = max(top_$i_$t, highest(score_$i_$j_$t));
-    //: end
-    subgroupBarrier();
-    //: end
-    //: for t in 0..(FOURS - 1) / LANES + 1
-    top_$i_$t = of_row_max(top_$i_$t);
-    //: for j in 0..FN
-    let weight_$i_$j_$t = exp2(score_$i_$j_$t - top_$i_$t);
-    sum_$i_$t += dot(weight_$i_$j_$t, vec4<f32>(1.0));
-    //: end
-    sum_$i_$t = of_row_sum(sum_$i_$t);
-    {
-        let row = row_to + ($iu - 1u) * EDGE + $tu * LANES / MATES;
-        //: for j in 0..FN
-        if (within_c(row, to4_$j)) { store_four(row_of_c(row), to4_$j, weight_$i_$j_$t / sum_$i_$t, residual4()); }
+        if (step < last) { continue; }
+        // Matrices give up their elements through workgroup memory only, each subgroup its own. What is added to them is fetched a line of
+        // matrices ahead: where each fetched its own, each would wait for it.
+        const EACH = LANES * (1u + PAIRED);     // groups of four that a subgroup stores at once
+        let c_to = subgroup * EDGE * C_ROW;
+        let four = lane * (1u + PAIRED);
+        let c_from = c_to + own_row_of_c(four) * C_ROW + four % MATES;
+        let row_to = row0 + wm + own_row_of_c(four);
+        //: if 0 < PAIRED
+        // Every other row's lanes take the second of their two groups first: the even ones alone lie in half of the banks.
+        let turned = (own_row_of_c(four) >> select(1u, 0u, C_PAD > 0u)) & 1u;
         //: end
-    }
-    //: end
-    //: end
-    //: if 0 < $i * (1 - SOFTMAX)
-    //: for j in 0..FN
-    coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
-    subgroupBarrier();
-    //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
-    {
-        // Neighbouring threads store neighbours; where two groups make one of the output, each takes both.
-        let taken = c_from + $tu * EACH / MATES * C_ROW;
-        let row = row_to + ($iu - 1u) * EDGE + $tu * EACH / MATES;
-        if ((FOURS % EACH == 0u || four + $tu * EACH < FOURS) && within_c(row, to4_$j)) {
-            let scale = select(1.0, SCALE, WIDE);
-            let to = row_of_c(row);
-            //: if PAIRED < 1
-            var first = c_tile[taken] * scale + bias_$j;
-            if (BIAS == 3u) { first += load_bias(to, to4_$j); }
-            store_four(to, to4_$j, first, rest_${$i - 1}_$j_$t);
-            //: end
-            //: if 0 < PAIRED
-            let one = c_tile[taken + turned];
-            let other = c_tile[taken + 1u - turned];
-            var first = select(one, other, turned == 1u) * scale + bias_$j;
-            var second = select(other, one, turned == 1u) * scale + gate_$j;
-            if (BIAS == 3u) {
-                first += load_bias(to, to4_$j);
-                second += load_bias(to, to4_$j + 1u);
-            }
-            store_pair(to, to4_$j, first, second);
+        //: for j in 0..FN
+        let to4_$j = n4_0 + (wn + $ju * EDGE) / 4u + four % MATES;
+        let bias_$j = bias_of_tile(row0, to4_$j);
+        //: if 0 < PAIRED
+        let gate_$j = bias_of_tile(row0, to4_$j + 1u);
+        //: end
+        //: end
+        //: for i in 0..FM + 1
+        //: if $i < FM
+        //: for j in 0..FN
+        //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
+        let rest_$i_$j_$t = residual_of(row_to + $iu * EDGE + $tu * EACH / MATES, to4_$j);
+        //: end
+        //: end
+        //: end
+        //: if 0 < $i * SOFTMAX
+        //: for t in 0..(FOURS - 1) / LANES + 1
+        var top_$i_$t = -1.0e30;
+        var sum_$i_$t = 0.0;
+        //: end
+        //: for j in 0..FN
+        coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
+        subgroupBarrier();
+        //: for t in 0..(FOURS - 1) / LANES + 1
+        let score_$i_$j_$t = scores(c_tile[c_from + $tu * LANES / MATES * C_ROW], $ju * EDGE + four % MATES * 4u);
+        top_$i_$t = max(top_$i_$t, highest(score_$i_$j_$t));
+        //: end
+        subgroupBarrier();
+        //: end
+        //: for t in 0..(FOURS - 1) / LANES + 1
+        top_$i_$t = of_row_max(top_$i_$t);
+        //: for j in 0..FN
+        let weight_$i_$j_$t = exp2(score_$i_$j_$t - top_$i_$t);
+        sum_$i_$t += dot(weight_$i_$j_$t, vec4<f32>(1.0));
+        //: end
+        sum_$i_$t = of_row_sum(sum_$i_$t);
+        {
+            let row = row_to + ($iu - 1u) * EDGE + $tu * LANES / MATES;
+            //: for j in 0..FN
+            if (within_c(row, to4_$j)) { store_four(row_of_c(row), to4_$j, weight_$i_$j_$t / sum_$i_$t, residual4()); }
             //: end
         }
+        //: end
+        //: end
+        //: if 0 < $i * (1 - SOFTMAX)
+        //: for j in 0..FN
+        coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
+        subgroupBarrier();
+        //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
+        {
+            // Neighbouring threads store neighbours; where two groups make one of the output, each takes both.
+            let taken = c_from + $tu * EACH / MATES * C_ROW;
+            let row = row_to + ($iu - 1u) * EDGE + $tu * EACH / MATES;
+            if ((FOURS % EACH == 0u || four + $tu * EACH < FOURS) && within_c(row, to4_$j)) {
+                let scale = select(1.0, SCALE, WIDE);
+                let to = row_of_c(row);
+                //: if PAIRED < 1
+                var first = c_tile[taken] * scale + bias_$j;
+                if (BIAS == 3u) { first += load_bias(to, to4_$j); }
+                store_four(to, to4_$j, first, rest_${$i - 1}_$j_$t);
+                //: end
+                //: if 0 < PAIRED
+                let one = c_tile[taken + turned];
+                let other = c_tile[taken + 1u - turned];
+                var first = select(one, other, turned == 1u) * scale + bias_$j;
+                var second = select(other, one, turned == 1u) * scale + gate_$j;
+                if (BIAS == 3u) {
+                    first += load_bias(to, to4_$j);
+                    second += load_bias(to, to4_$j + 1u);
+                }
+                store_pair(to, to4_$j, first, second);
+                //: end
+            }
+        }
+        //: end
+        subgroupBarrier();
+        //: end
+        //: end
+        //: end
+        if (dims.m > 0u) { break; }
     }
-    //: end
-    subgroupBarrier();
-    //: end
-    //: end
-    //: end
 }

@@ -8,6 +8,8 @@ const BN: u32 = 128u;
 const BK: u32 = 16u;
 const TM: u32 = 8u;             // rows of a thread
 const B_RUN: u32 = 32u;         // neighbouring groups of four of B that neighbouring threads load
+const A_FOURS: u32 = 1u;         // groups of four that a load has
+const B_FOURS: u32 = 1u;
 const SPLITS: u32 = 1u;         // workgroups that share a tile's steps
 const SLICES: u32 = 1u;         // products of one kind side by side
 const HALF: u32 = 0u;
@@ -23,10 +25,14 @@ const B_HALF: u32 = ACROSS + 4u; // the even groups of four of a line, then the 
 const B_ROW: u32 = 2u * B_HALF;
 const A_LOADS: u32 = BM * BK4 / THREADS;
 const B_LOADS: u32 = BK * BN4 / THREADS;
+const A_RUN: u32 = BK4;                             // neighbouring threads that load a row of A
+const B_THREADS: u32 = B_RUN;                       // .. and a run of B
 const A_ROWS: u32 = THREADS / BK4;                  // rows from one load of a thread to its next
 const B_ROWS: u32 = THREADS / B_RUN;
 const B_RUNS: u32 = BN4 / B_RUN;
 alias part4 = vec4<f32>;
+alias loaded_a = part4;
+alias loaded_b = part4;
 
 // Which share of the steps this workgroup has.
 var<private> share: u32;
@@ -36,7 +42,7 @@ var<private> slice: u32;
 var<workgroup> a_tile: array<part4, BK4 * A_ROW>;   // [k / 4, row]
 var<workgroup> b_tile: array<part4, BK * B_ROW>;    // [k, parity, column / 8]
 
-fn operand(value: vec4<f32>) -> part4 { return part4(value); }
+fn taken_a(value: elem4) -> loaded_a { return part4(vec4<f32>(value)); }
 
 // The row of the tile that a thread's first load is of.
 fn own_row(local: u32) -> u32 { return local / BK4; }

@@ -125,16 +125,24 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     let stored = shares.unwrap_or(result);
     let ragged = !shape.m.is_multiple_of(tile.bm) || !shape.n.is_multiple_of(tile.bn);
     head.extend(heads(&tile, g.caps(), Layout::Rows));
+    let (mut elem4, mut weight4) = (vec4_of(stand_in.dtype), vec4_of(weights));
     if tile.method == Method::Coop {
-        head.push(("NARROWED", Value::Bool(narrowed)));
+        let [a_fours, b_fours] = tile.fours(g.caps(), stand_in.dtype, shape.n);
+        head.extend([
+            ("NARROWED", Value::Bool(narrowed)),
+            ("A_FOURS", Value::U32(a_fours)),
+            ("B_FOURS", Value::U32(b_fours)),
+        ]);
+        let eight = |fours, four| if fours == 2 { Value::Type("vec4<u32>") } else { four };
+        (elem4, weight4) = (eight(a_fours, elem4), eight(b_fours, weight4));
     }
     head.extend([
         ("RAGGED", Value::Bool(ragged)),
         ("SPLITS", Value::U32(splits)),
         ("SLICES", Value::U32(shape.slices)),
         ("WIDE", Value::Bool(narrowed || stand_in.dtype == DType::F32)),
-        ("elem4", vec4_of(stand_in.dtype)),
-        ("weight4", vec4_of(weights)),
+        ("elem4", elem4),
+        ("weight4", weight4),
         ("out4", vec4_of(stored.dtype)),
     ]);
     if shares.is_some() {

@@ -1,6 +1,7 @@
 //! Tiles of products: which there are, which suit a device, and in how many shares a product should be fastest.
 
 use crate::gpu::Caps;
+use crate::gpu::graph::DType;
 
 /// Rows, columns and depth of a workgroup's tile, rows and columns of a subgroup's part, and the time of a step of BK, in
 /// nanoseconds on an H200, alone on a multiprocessor and beside another one (benches/NOTES.md): two fit there if each takes at most half
@@ -113,6 +114,16 @@ impl Tile {
     /// Groups of four of B that neighbouring threads load: the longest run that divides a line of its tile and the threads.
     pub(crate) fn run(&self, lanes: u32, layout: Layout) -> u32 {
         1 << (self.lines(layout)[1] / 4).trailing_zeros().min(self.threads(lanes).trailing_zeros())
+    }
+
+    /// Groups of four that a load of A has, and one of weights: two where they are of halves and threads still share them evenly.
+    pub(crate) fn fours(&self, caps: &Caps, a: DType, n: u32) -> [u32; 2] {
+        let [_, lanes] = caps.coop().unwrap_or_default();
+        let threads = 2 * self.threads(lanes);
+        let run = self.run(lanes, Layout::Rows);
+        let even = |loads: u32| loads.is_multiple_of(threads);
+        let b = n.is_multiple_of(8) && run.is_multiple_of(2) && even(self.bk * run);
+        [1 + u32::from(a == DType::F16 && even(self.bm * self.bk / 4)), 1 + u32::from(b)]
     }
 
     /// Bytes of workgroup memory, as lib/coop.wgsl and lib/tile.wgsl declare it.
