@@ -197,12 +197,12 @@ impl Pipeline {
         tensors.iter().for_each(|t| g.keep_argument(*t));
         let [_, h, w, _] = job.dims();
         let folded = unet.folded(&mut g, [h, w]);
-        folded.iter().flatten().for_each(|weights| g.keep_argument(*weights));
+        folded.tensors().iter().for_each(|t| g.keep_argument(*t));
         gpu.check_graph(what, &g)?;
         let size =
             |dims: &[u32; 4], dtype: DType| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes());
         let mut kept: u64 = tensors.iter().map(|t| bytes(t.bytes())).sum();
-        kept += folded.iter().flatten().map(|weights| bytes(weights.bytes())).sum::<u64>();
+        kept += folded.tensors().iter().map(|t| bytes(t.bytes())).sum::<u64>();
         let before = kept + g.planned_bytes(alignment) + bytes(hidden.bytes()) + SCALARS;
         graphs.push(g);
 
@@ -227,8 +227,7 @@ impl Pipeline {
         let times = g.argument("times", times.dims, DType::F32);
         let mask = job.passes.sag.then(|| floats(&mut g, job.mask_floats()));
         let context: Vec<_> = context.iter().map(|kv| kv.map(|t| g.argument("context", t.dims, t.dtype))).collect();
-        let folded: Vec<_> =
-            folded.iter().map(|weights| weights.map(|w| g.argument("folded weights", w.dims, w.dtype))).collect();
+        let folded = folded.map(|t| g.argument("folded weights", t.dims, t.dtype));
         let mut more = Vec::new();
         let mut argument = |g: &mut Graph, dims: [u32; 4]| {
             more.push(size(&dims, DType::F32));

@@ -5,7 +5,7 @@
 
 use crate::gpu::{Graph, Tensor};
 use crate::model::blocks::ContextKv;
-use crate::model::unet::{Ask, UNet};
+use crate::model::unet::{Ask, Folded, UNet};
 use crate::ops::blend::{Kept, blend};
 use crate::ops::degrade::degrade;
 use crate::ops::guidance::{Degraded, guidance};
@@ -48,7 +48,7 @@ pub struct Surroundings<'a> {
     /// [`UNet::context`] of [uncond, cond], or of [cond].
     pub context: &'a [ContextKv],
     /// [`UNet::folded`] for x's size.
-    pub folded: &'a [Option<Tensor>],
+    pub folded: &'a Folded,
     /// Masks of all calls, [calls, B, 1, mask_stride]; read only with SAG.
     pub mask: Option<Tensor>,
     /// What an inpainting model sees beside x, [1, h, w, 8] f32: the mask, the masked picture's latents, zeros.

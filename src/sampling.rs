@@ -7,11 +7,11 @@ use crate::denoiser::Step;
 use crate::error::{Error, Result};
 use crate::gpu::run::{Profile, Steps};
 use crate::gpu::tune::{Observe, Subject};
-use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
+use crate::gpu::{Buffer, DType, Gpu, Graph, Program};
 use crate::guidance::{Passes, Surroundings, denoise};
 use crate::layout::to_nhwc;
 use crate::model::blocks::ContextKv;
-use crate::model::unet::UNet;
+use crate::model::unet::{Folded, UNet};
 use crate::noise::Generator;
 use crate::ops::blend::Kept;
 use crate::ops::degrade::mask_stride;
@@ -89,8 +89,8 @@ pub(crate) struct Sampling {
 struct Prepared {
     /// What every cross-attention knows of the prompts, and where.
     context: Vec<(ContextKv, Vec<Buffer>)>,
-    /// Weights of the UNet's doublings.
-    folded: Vec<Option<(Buffer, Tensor)>>,
+    /// The UNet's folded weights, and where.
+    folded: (Folded, Vec<Buffer>),
     /// Time projections of all calls.
     times: (Buffer, [u32; 4]),
 }
@@ -112,17 +112,14 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
         context.push((kv, buffers));
     }
     let [_, h, w, _] = job.dims();
-    let mut folded = Vec::new();
-    for weights in unet.folded(&mut g, [h, w]) {
-        folded.push(match weights {
-            None => None,
-            Some(weights) => {
-                let buffer = gpu.storage("folded weights", weights.bytes()).await?;
-                g.keep(weights, &buffer);
-                Some((buffer, weights))
-            }
-        });
+    let folded = unet.folded(&mut g, [h, w]);
+    let mut buffers = Vec::new();
+    for tensor in folded.tensors() {
+        let buffer = gpu.storage("folded weights", tensor.bytes()).await?;
+        g.keep(tensor, &buffer);
+        buffers.push(buffer);
     }
+    let folded = (folded, buffers);
     run_once(gpu, g, &Step::default(), None).await?;
     drop(states);
 
@@ -170,14 +167,16 @@ impl Bound<'_> {
                 None => unreachable!("a buffer for each tensor"),
             }));
         }
-        let folded = self.prepared.folded.iter();
+        let (folded, buffers) = &self.prepared.folded;
+        let mut buffers = buffers.iter();
         let around = Surroundings {
             times: g.bind("times", &times.0, times.1, DType::F32),
             mask: self.mask.as_ref().map(|mask| g.bind("masks", mask, floats(mask), DType::F32)),
             context: &context,
-            folded: &folded
-                .map(|weights| weights.as_ref().map(|(buffer, t)| g.bind("folded weights", buffer, t.dims, t.dtype)))
-                .collect::<Vec<_>>(),
+            folded: &folded.map(|t| match buffers.next() {
+                Some(buffer) => g.bind("folded weights", buffer, t.dims, t.dtype),
+                None => unreachable!("a buffer for each tensor"),
+            }),
             extra: self.shown.as_ref().map(|b| g.bind("mask and masked picture", b, [1, h, w, 8], DType::F32)),
             kept: self.kept.as_ref().map(|[mask, picture, noise]| Kept {
                 mask: g.bind("mask", mask, floats(mask), DType::F32),

@@ -14,6 +14,7 @@ use scumble::gpu::noop::NoopProfile;
 use scumble::gpu::{DType, Gpu, Graph, Tensor};
 use scumble::ops::attention::{Attention, attention, attention_with_mass};
 use scumble::ops::blend::{Kept, blend};
+use scumble::ops::chain::{chain, fold as fold_layers};
 use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
 use scumble::ops::cross::{cross, fold as fold_context};
 use scumble::ops::degrade::degrade;
@@ -183,6 +184,18 @@ impl Recorder<'_> {
         }
     }
 
+    /// A feed-forward's end and the projection after it, as one where matrix units multiply.
+    fn chains(&mut self) {
+        let (first, second) = (self.linear(256, 64, true), self.linear(64, 64, true));
+        if let Some(chained) = fold_layers(&mut self.g, &first, &second) {
+            for tokens in [64, 70] {
+                let [between, rest] = [0; 2].map(|_| self.input([2, 1, tokens, 64]));
+                let x = self.input([2, 1, tokens, 256]);
+                chain(&mut self.g, x, between, &chained, rest);
+            }
+        }
+    }
+
     fn norms(&mut self) {
         let (x, y) = (self.input([2, 3, 3, 8]), self.input([2, 3, 3, 4]));
         for silu in [false, true] {
@@ -261,6 +274,7 @@ fn recordings() -> Vec<Graph> {
                 recorder.convolutions();
                 recorder.attentions();
                 recorder.prompts();
+                recorder.chains();
                 recorder.norms();
                 recorder.sampling();
                 recorder.loading();

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::gpu::{Graph, Tensor};
 use crate::loader::Loader;
 use crate::ops::attention::{Attention, attention, attention_with_mass};
+use crate::ops::chain::{self, Chained, chain};
 use crate::ops::conv2d::{Taps, conv2d};
 use crate::ops::cross::{Folded, cross, fold};
 use crate::ops::group_norm::group_norm;
@@ -156,7 +157,8 @@ impl TransformerBlock {
         }
     }
 
-    /// x [B / share, 1, T, C] → [B, 1, T, C]; with `mass_of` also the self-attention's mass per key of that many first images.
+    /// x [B / share, 1, T, C] → what [`TransformerBlock::down`] projects, [B, 1, T, 4·C], and what is added to it, [B, 1, T, C]; with `mass_of`
+    /// also the self-attention's mass per key of that many first images.
     fn forward(
         &self,
         g: &mut Graph,
@@ -164,7 +166,7 @@ impl TransformerBlock {
         kv: ContextKv,
         mass_of: Option<u32>,
         share: u32,
-    ) -> (Tensor, Option<Tensor>) {
+    ) -> ([Tensor; 2], Option<Tensor>) {
         let h = layer_norm(g, x, &self.norm1);
         let qkv = matmul(g, h, &self.qkv, Epilogue::default());
         let own = Attention::fused(qkv, self.heads);
@@ -195,7 +197,7 @@ impl TransformerBlock {
 
         let h = layer_norm(g, x, &self.norm3);
         let h = matmul(g, h, &self.up, Epilogue::act(Activation::Geglu));
-        (matmul(g, h, &self.down, Epilogue::add(x)), mass)
+        ([h, x], mass)
     }
 }
 
@@ -239,13 +241,18 @@ impl Transformer {
         })
     }
 
-    /// x [B / share, H, W, C] → [B, H, W, C]; takes one context of `kv` for each block. With `mass_of` also the mass per key of
-    /// the first block's self-attention.
+    /// The last feed-forward's projection and the one out as one, where that is to be had. Once per run.
+    pub fn end(&self, g: &mut Graph) -> Option<Chained> {
+        chain::fold(g, &self.blocks.last()?.down, &self.proj_out)
+    }
+
+    /// x [B / share, H, W, C] → [B, H, W, C]; takes one context of `kv` for each block, and `end` from [`Transformer::end`]. With `mass_of`
+    /// also the mass per key of the first block's self-attention.
     pub fn forward(
         &self,
         g: &mut Graph,
         x: Tensor,
-        kv: &mut impl Iterator<Item = ContextKv>,
+        (kv, end): (&mut impl Iterator<Item = ContextKv>, Option<Chained>),
         mass_of: Option<u32>,
         share: u32,
     ) -> (Tensor, Option<Tensor>) {
@@ -254,10 +261,14 @@ impl Transformer {
         let mut mass = None;
         for (i, block) in self.blocks.iter().enumerate() {
             let Some(kv) = kv.next() else { unreachable!("a context for every transformer block") };
-            let share = if i == 0 { share } else { 1 };
-            let (next, block_mass) = block.forward(g, h, kv, mass_of.filter(|_| i == 0), share);
-            h = next;
+            let own_share = if i == 0 { share } else { 1 };
+            let ([wide, rest], block_mass) = block.forward(g, h, kv, mass_of.filter(|_| i == 0), own_share);
             mass = mass.or(block_mass);
+            if let (Some(end), true) = (end, i + 1 == self.blocks.len()) {
+                let x = repeat(g, x, share);
+                return (chain(g, wide, rest, &end, x), mass);
+            }
+            h = matmul(g, wide, &block.down, Epilogue::add(rest));
         }
         let x = repeat(g, x, share);
         (matmul(g, h, &self.proj_out, Epilogue::add(x)), mass)

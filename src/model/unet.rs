@@ -7,6 +7,7 @@ use super::config::UNetConfig;
 use crate::error::Result;
 use crate::gpu::{Graph, Tensor};
 use crate::loader::Loader;
+use crate::ops::chain::Chained;
 use crate::ops::conv2d::{Taps, conv2d, doubled, fold};
 use crate::ops::group_norm::group_norm;
 use crate::ops::matmul::matmul;
@@ -67,13 +68,42 @@ pub struct Ask<'a> {
     pub time: Tensor,
     /// [`UNet::context`] of the prompts.
     pub context: &'a [ContextKv],
-    /// [`UNet::folded`] for this size; empty, and the way up resizes.
-    pub folded: &'a [Option<Tensor>],
+    /// [`UNet::folded`] for this size.
+    pub folded: &'a Folded,
     /// Return the mid block's mass per key of that many first images.
     pub mass_of: Option<u32>,
     /// x is one for that many prompts: what comes before the first cross-attention is computed once for all of them. 1 where x has
     /// an image for each.
     pub share: u32,
+}
+
+/// Weights folded from others, each where it saves work.
+#[derive(Clone, Debug, Default)]
+pub struct Folded {
+    /// Of the way up's doublings, as [`fold`] has them: none where a size is odd, and what comes is not its double.
+    doublings: Vec<Option<Tensor>>,
+    /// [`Transformer::end`] of each transformer, in the order of the computation.
+    ends: Vec<Option<Chained>>,
+}
+
+impl Folded {
+    /// Its tensors, in the order of [`Folded::map`].
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let mut all = Vec::new();
+        self.map(|tensor| {
+            all.push(tensor);
+            tensor
+        });
+        all
+    }
+
+    /// The same of other tensors: where they are bound elsewhere.
+    pub fn map(&self, mut of: impl FnMut(Tensor) -> Tensor) -> Folded {
+        Folded {
+            doublings: self.doublings.iter().map(|tensor| tensor.map(&mut of)).collect(),
+            ends: self.ends.iter().map(|end| end.map(|end| end.map(&mut of))).collect(),
+        }
+    }
 }
 
 /// What the UNet returns.
@@ -202,9 +232,8 @@ impl UNet {
         self.transformers().flat_map(|t| &t.blocks).map(|block| block.context(g, context)).collect()
     }
 
-    /// The weights of the way up's doublings for latents of [h, w], each as [`fold`] has it: none where a size is odd, and what comes is
-    /// not its double. Once per run.
-    pub fn folded(&self, g: &mut Graph, [h, w]: [u32; 2]) -> Vec<Option<Tensor>> {
+    /// What is folded for latents of [h, w]. Once per run.
+    pub fn folded(&self, g: &mut Graph, [h, w]: [u32; 2]) -> Folded {
         let sizes: Vec<[u32; 2]> = (0..self.up.len()).map(|level| [h, w].map(|n| n.div_ceil(1 << level))).collect();
         let ups = self.up.iter().filter_map(|up| up.upsample.as_ref());
         let pairs = sizes.windows(2).rev();
@@ -212,7 +241,8 @@ impl UNet {
             true => fold(g, conv, pair[1][0] * pair[1][1]),
             false => None,
         };
-        ups.zip(pairs).map(fold).collect()
+        let doublings = ups.zip(pairs).map(fold).collect();
+        Folded { doublings, ends: self.transformers().map(|transformer| transformer.end(g)).collect() }
     }
 
     /// SDXL's addition to the time embedding, [1, 1, P, 4·C] f32, of rows of [`added_input`], [1, 1, P, pooled + 6·time_dim]
@@ -248,7 +278,8 @@ impl UNet {
         assert!(share == 1 || time.rows() == 1, "UNet: {share} prompts share x, but time is {:?}", time.dims);
         let time = Some(TimeRows { tensor: time });
         let mut kv = context.iter().copied();
-        let mut folded = folded.iter().copied();
+        let mut doublings = folded.doublings.iter().copied();
+        let mut ends = folded.ends.iter().copied();
 
         // 1. in
         let mut h = conv2d(g, x, None, &self.conv_in, Taps::same(3), Epilogue::default());
@@ -259,7 +290,7 @@ impl UNet {
             for (resnet, attention) in &level.layers {
                 h = resnet.forward(g, h, None, time);
                 if let Some(attention) = attention {
-                    h = attention.forward(g, h, &mut kv, None, share).0;
+                    h = attention.forward(g, h, (&mut kv, ends.next().flatten()), None, share).0;
                     skips.iter_mut().for_each(|skip| *skip = repeat(g, *skip, share));
                     share = 1;
                 }
@@ -273,7 +304,7 @@ impl UNet {
 
         // 3. middle
         h = self.mid.first.forward(g, h, None, time);
-        let (mut h, mass) = self.mid.attention.forward(g, h, &mut kv, mass_of, share);
+        let (mut h, mass) = self.mid.attention.forward(g, h, (&mut kv, ends.next().flatten()), mass_of, share);
         skips.iter_mut().for_each(|skip| *skip = repeat(g, *skip, share));
         h = self.mid.second.forward(g, h, None, time);
 
@@ -282,13 +313,13 @@ impl UNet {
             for (resnet, attention) in &level.layers {
                 h = resnet.forward(g, h, skips.pop(), time);
                 if let Some(attention) = attention {
-                    h = attention.forward(g, h, &mut kv, None, 1).0;
+                    h = attention.forward(g, h, (&mut kv, ends.next().flatten()), None, 1).0;
                 }
             }
             if let (Some(conv), Some(next)) = (&level.upsample, skips.last()) {
                 // To the size of the skip that comes next: where the way down rounded up, this is not twice.
                 let size = [next.height(), next.width()];
-                h = match folded.next().flatten() {
+                h = match doublings.next().flatten() {
                     Some(folded) => doubled(g, h, conv, folded, Epilogue::default()),
                     None => conv2d(g, h, None, conv, Taps::resized(size), Epilogue::default()),
                 };

@@ -29,6 +29,9 @@ static FOLD: Source = source!("conv2d/fold.wgsl", "lib/linear.wgsl");
 static COOP: Source = source!("conv2d/tiles.wgsl", "lib/conv.wgsl", "lib/coop.wgsl");
 static TILE: Source = source!("conv2d/tiles.wgsl", "lib/conv.wgsl", "lib/tile.wgsl");
 
+/// The convolution in tiles: on matrix units, and by multiply-adds.
+pub(super) static SOURCES: [&Source; 2] = [&COOP, &TILE];
+
 /// The variants, the fastest first.
 pub static VARIANTS: &[Variant<Dims>] = &[
     Variant {
@@ -172,7 +175,7 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
         let dims = dims_words;
         let product = Product {
             op: "conv2d",
-            sources: [&COOP, &TILE],
+            sources: SOURCES,
             shape: product,
             cut,
             head,
@@ -286,14 +289,26 @@ pub fn doubled(g: &mut Graph, x: Tensor, layer: &Conv, folded: Tensor, epilogue:
     let dims = vec![shape.m, shape.n / 4, h, w, h, w, c / 4, 0, 1, 0, h, w, one, one];
     let (x, narrowed) = narrowed(g, x, cut.tile.method, 3, true);
     let (reads, out) = (vec![x, x, folded], [batch, 2 * h, 2 * w, shape.n]);
-    let (bias, epilogue, sources) = (layer.bias.as_ref(), &epilogue, [&COOP, &TILE]);
+    let (bias, epilogue, sources) = (layer.bias.as_ref(), &epilogue, SOURCES);
     let product = Product { op: "conv2d", sources, shape, cut, head, dims, reads, narrowed, out, epilogue, bias };
     let out = product::record(g, product);
     g.picked();
     out
 }
 
+/// Head values and dims of a product by channels of two sources side by side, [B, H, W, K] and [B, H, W, C], to `n` columns.
+pub(super) fn beside([k, c]: [u32; 2], [b, h, w]: [u32; 3], n: u32) -> (Vec<(&'static str, Value)>, Vec<u32>) {
+    let head = vec![
+        ("KERNEL", Value::U32(1)),
+        ("TWO_SOURCES", Value::Bool(true)),
+        ("RESIZE", Value::Bool(false)),
+        ("LINEAR", Value::Bool(true)),
+    ];
+    let one = 1f32.to_bits();
+    (head, vec![b * h * w, n / 4, h, w, h, w, k / 4, c / 4, 1, 0, h, w, one, one])
+}
+
 /// The greatest number that divides both (0 is divided by every number).
-fn common_divisor(a: u32, b: u32) -> u32 {
+pub(super) fn common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { common_divisor(b, a % b) }
 }

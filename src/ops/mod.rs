@@ -7,6 +7,7 @@ use crate::gpu::{Buffer, Caps};
 
 pub mod attention;
 pub mod blend;
+pub mod chain;
 pub mod conv2d;
 pub mod cross;
 pub mod degrade;
@@ -59,6 +60,7 @@ pub fn tables() -> Vec<(&'static str, Vec<Row>)> {
         ("group_norm_merge", rows(group_norm::MERGE_VARIANTS)),
         ("layer_norm", rows(layer_norm::VARIANTS)),
         ("cross", cross::VARIANTS.to_vec()),
+        ("chain", chain::VARIANTS.to_vec()),
         ("touch", touch::VARIANTS.to_vec()),
     ]
 }

@@ -34,7 +34,7 @@ pub fn touch(g: &mut Graph) {
     if !wanted {
         return;
     }
-    let product = |node: &Node| ["matmul", "conv2d", "attention", "cross"].contains(&node.op);
+    let product = |node: &Node| ["matmul", "conv2d", "attention", "cross", "chain"].contains(&node.op);
     let weights = g.constants(product, |tensor| WORTH.contains(&tensor.bytes()));
     let mut rest = &weights[..];
     let mut touches = Vec::new();

@@ -9,6 +9,7 @@ mod values;
 
 mod attention;
 mod blend;
+mod chain;
 mod conv2d;
 mod cross;
 mod degrade;
