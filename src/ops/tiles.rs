@@ -57,19 +57,19 @@ const fn fma(method: Method, [bm, bn, bk, wm, wn]: [u32; 5], alone: u32, beside:
 
 /// Tiles of matrices with an edge of 16.
 const TILES_16: &[Tile] = &[
-    tile([128, 320, 32, 64, 80], 1030, 0),
+    tile([128, 320, 32, 64, 80], 825, 0),
     tile([256, 160, 32, 64, 80], 1030, 0),
-    tile([128, 256, 32, 64, 64], 930, 0),
-    tile([128, 128, 32, 64, 64], 600, 920),
-    tile([64, 320, 32, 32, 80], 630, 0),
-    tile([128, 160, 32, 32, 80], 630, 0),
-    tile([64, 160, 32, 32, 80], 580, 750),
-    tile([128, 80, 32, 32, 80], 600, 890),
-    tile([64, 128, 32, 32, 64], 440, 580),
-    tile([64, 80, 64, 16, 80], 720, 1180),
-    tile([64, 64, 64, 32, 32], 560, 720),
-    tile([64, 64, 32, 32, 32], 280, 360),
-    tile([128, 16, 32, 32, 16], 450, 700),
+    tile([128, 256, 32, 64, 64], 890, 0),
+    tile([128, 128, 32, 64, 64], 610, 900),
+    tile([64, 320, 32, 32, 80], 680, 0),
+    tile([128, 160, 32, 32, 80], 820, 0),
+    tile([64, 160, 32, 32, 80], 640, 790),
+    tile([128, 80, 32, 32, 80], 640, 800),
+    tile([64, 128, 32, 32, 64], 415, 685),
+    tile([64, 80, 64, 16, 80], 820, 1000),
+    tile([64, 64, 64, 32, 32], 445, 700),
+    tile([64, 64, 32, 32, 32], 400, 380),
+    tile([128, 16, 32, 32, 16], 500, 550),
 ];
 
 /// Tiles of matrices with an edge of 8.
@@ -233,10 +233,10 @@ pub(crate) fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, m
             _ => (1, tile.alone),
         };
         // Start and end of a tile: the first loads, and the traffic of what is stored. Of two, one works meanwhile.
-        let ends = 2400 + u64::from(tile.bm * tile.bn) / 10;
-        // The reduction: its dispatch, and its traffic, through the cache for the most part, at 6.5 TB/s.
-        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 6500;
-        let reduction = if splits > 1 { 3500 + share } else { 0 };
+        let ends = 2500 + u64::from(tile.bm * tile.bn) / 10;
+        // The reduction: its dispatch, and its traffic, through the cache for the most part, at 7.4 TB/s.
+        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 7400;
+        let reduction = if splits > 1 { 2900 + share } else { 0 };
         rounds * (steps * u64::from(step) + ends) + reduction
     };
     let splits = [1, 2, 3, 4, 6, 8, 12, 16];
