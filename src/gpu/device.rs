@@ -12,6 +12,8 @@ use super::caps::{COOP, Caps, adapter_caps};
 use super::kernel::Pipeline;
 #[cfg(not(target_arch = "wasm32"))]
 use super::noop::NoopProfile;
+#[cfg(not(target_arch = "wasm32"))]
+use super::wait::Threads;
 use super::wait::{lock, signal};
 use crate::error::{Error, Result};
 
@@ -37,6 +39,8 @@ pub struct Gpu {
 }
 
 pub(super) struct Inner {
+    #[cfg(not(target_arch = "wasm32"))]
+    waits: Threads,
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub caps: Caps,
@@ -151,6 +155,8 @@ impl Gpu {
         let cache = options.cache.as_ref().map(|dir| Cache::open(dir, &caps, &device));
         let choices = Mutex::new(cache.as_ref().map(Cache::choices).unwrap_or_default());
         let inner = Inner {
+            #[cfg(not(target_arch = "wasm32"))]
+            waits: Threads::default(),
             device,
             queue,
             caps,
@@ -389,7 +395,7 @@ impl Gpu {
         #[cfg(not(target_arch = "wasm32"))]
         {
             let device = self.inner.device.clone();
-            std::thread::spawn(move || {
+            self.inner.waits.spawn(move || {
                 // A failed wait means a lost device: the lost callback has its reason.
                 let _ = device.poll(wgpu::PollType::Wait { submission_index: None, timeout: None });
             });

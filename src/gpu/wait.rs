@@ -1,4 +1,4 @@
-//! A value that a driver's callback sets and one future awaits, and locks that cannot stay poisoned.
+//! A value that a driver's callback sets and one future awaits, the threads that wait for the driver, and locks that cannot stay poisoned.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,6 +14,35 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) fn signal<T>() -> (Signal<T>, Waiter<T>) {
     let state = Arc::new(Mutex::new(State { value: None, closed: false, waker: None }));
     (Signal(state.clone()), Waiter(state))
+}
+
+/// Threads that each wait in the driver until it has called its callbacks. Dropping this waits for them: one that outlived
+/// all other owners of its device would unload the driver while the process ends, and crash it.
+#[cfg(not(target_arch = "wasm32"))]
+#[derive(Default)]
+pub(super) struct Threads(Mutex<Vec<std::thread::JoinHandle<()>>>);
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Threads {
+    /// Run `wait` on a thread of its own.
+    pub fn spawn(&self, wait: impl FnOnce() + Send + 'static) {
+        let mut threads = lock(&self.0);
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(std::thread::spawn(wait));
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for thread in std::mem::take(&mut *lock(&self.0)) {
+            // A waker may drop the last owner on the very thread that woke it.
+            if thread.thread().id() != std::thread::current().id() {
+                // A panic in a callback was reported where it happened.
+                let _ = thread.join();
+            }
+        }
+    }
 }
 
 struct State<T> {
@@ -57,5 +86,37 @@ impl<T> Future for Waiter<T> {
         }
         state.waker = Some(context.waker().clone());
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn threads_are_waited_for_but_not_by_themselves() {
+        let done = Arc::new(AtomicBool::new(false));
+        let threads = Arc::new(Threads::default());
+        let set = done.clone();
+        threads.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            set.store(true, Ordering::SeqCst);
+        });
+        drop(threads);
+        assert!(done.load(Ordering::SeqCst));
+
+        let threads = Arc::new(Threads::default());
+        let (send, receive) = std::sync::mpsc::channel();
+        let last = threads.clone();
+        let (go, begin) = std::sync::mpsc::channel();
+        threads.spawn(move || {
+            let _ = begin.recv();
+            drop(last);
+            let _ = send.send(());
+        });
+        drop(threads);
+        let _ = go.send(());
+        assert!(receive.recv_timeout(std::time::Duration::from_secs(5)).is_ok());
     }
 }
