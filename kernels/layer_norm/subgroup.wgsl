@@ -1,52 +1,87 @@
-// Layer norm over the channels of each row: one subgroup for one row, which it holds in registers. No barrier.
-alias elem4 = vec4<f32>;
-const LANES: u32 = 32u;         // of a subgroup
-const PER: u32 = 3u;            // groups of four channels a lane holds
-const ROWS: u32 = 4u;           // rows, and subgroups, of a workgroup
-const THREADS: u32 = LANES * ROWS;
+// Layer norm over the channels of each row: lanes of one subgroup for one row, which they hold in registers. No barrier.
+alias loaded = vec4<f32>;       // what a lane loads at once: four channels, or the bits of eight f16
+const FOURS: u32 = 1u;          // groups of four channels in it
+const SPAN: u32 = 32u;          // lanes of a row: a power of two within a subgroup
+const PER: u32 = 3u;            // loads of a lane
+const THREADS: u32 = 128u;
+const ROWS: u32 = THREADS / SPAN;
 
 struct Dims { rows: u32, c4: u32, eps: f32 }
 
-@group(0) @binding(0) var<storage, read> x: array<elem4>;           // [rows, c4]
+@group(0) @binding(0) var<storage, read> x: array<loaded>;          // [rows, c4 / FOURS]
 @group(0) @binding(1) var<storage, read> gamma: array<vec4<f32>>;   // [c4]
 @group(0) @binding(2) var<storage, read> beta: array<vec4<f32>>;    // [c4]
-@group(0) @binding(3) var<storage, read_write> out: array<elem4>;   // [rows, c4]
+@group(0) @binding(3) var<storage, read_write> out: array<loaded>;  // as x
 @group(0) @binding(4) var<uniform> dims: Dims;
 
-fn total(value: vec4<f32>) -> f32 { return subgroupAdd(dot(value, vec4<f32>(1.0))); }
+//: if FOURS < 2
+fn four_0(v: loaded) -> vec4<f32> { return vec4<f32>(v); }
+//: end
+//: if 1 < FOURS
+fn four_0(v: loaded) -> vec4<f32> { return vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y)); }
+fn four_1(v: loaded) -> vec4<f32> { return vec4<f32>(unpack2x16float(v.z), unpack2x16float(v.w)); }
+fn bits(v: vec4<f32>) -> vec2<u32> { return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw)); }
+//: end
+
+/// The sum over the lanes of a row, the same in each.
+fn total(value: vec4<f32>) -> f32 {
+    var sum = dot(value, vec4<f32>(1.0));
+    for (var step = 1u; step < SPAN; step *= 2u) { sum += subgroupShuffleXor(sum, step); }
+    return sum;
+}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
-    let row = (wid.x + wid.y * 65535u) * ROWS + local / LANES;
-    let base = min(row, dims.rows - 1u) * dims.c4;
-    let lane = local % LANES;
+    let row = (wid.x + wid.y * 65535u) * ROWS + local / SPAN;
+    let loads = dims.c4 / FOURS;
+    let base = min(row, dims.rows - 1u) * loads;
+    let lane = local % SPAN;
     let channels = f32(dims.c4 * 4u);
     var sum = vec4<f32>(0.0);
     //: for i in 0..PER
-    var v_$i = vec4<f32>(0.0);
-    var gamma_$i = vec4<f32>(0.0);
-    var beta_$i = vec4<f32>(0.0);
-    if (lane + $iu * LANES < dims.c4) {
-        v_$i = vec4<f32>(x[base + lane + $iu * LANES]);
-        // Before they are needed: they come from memory, while the row is summed.
-        gamma_$i = gamma[lane + $iu * LANES];
-        beta_$i = beta[lane + $iu * LANES];
+    var row_$i = loaded();
+    if (lane + $iu * SPAN < loads) { row_$i = x[base + lane + $iu * SPAN]; }
+    //: end
+    // Before they are needed: they come from memory while the row is summed.
+    //: for i in 0..PER
+    //: for f in 0..FOURS
+    var gamma_$i_$f = vec4<f32>(0.0);
+    var beta_$i_$f = vec4<f32>(0.0);
+    if (lane + $iu * SPAN < loads) {
+        gamma_$i_$f = gamma[(lane + $iu * SPAN) * FOURS + $fu];
+        beta_$i_$f = beta[(lane + $iu * SPAN) * FOURS + $fu];
     }
     //: end
+    //: end
     //: for i in 0..PER
-    sum += v_$i;
+    //: for f in 0..FOURS
+    var v_$i_$f = four_$f(row_$i);
+    sum += v_$i_$f;
+    //: end
     //: end
     let mean = total(sum) / channels;
     var squares = vec4<f32>(0.0);
     //: for i in 0..PER
-    if (lane + $iu * LANES < dims.c4) {
-        v_$i -= mean;
-        squares += v_$i * v_$i;
+    if (lane + $iu * SPAN < loads) {
+        //: for f in 0..FOURS
+        v_$i_$f -= mean;
+        squares += v_$i_$f * v_$i_$f;
+        //: end
     }
     //: end
     let scale = 1.0 / sqrt(total(squares) / channels + dims.eps);
     if (row >= dims.rows) { return; }
     //: for i in 0..PER
-    if (lane + $iu * LANES < dims.c4) { out[base + lane + $iu * LANES] = elem4(v_$i * scale * gamma_$i + beta_$i); }
+    if (lane + $iu * SPAN < loads) {
+        //: for f in 0..FOURS
+        v_$i_$f = v_$i_$f * scale * gamma_$i_$f + beta_$i_$f;
+        //: end
+        //: if FOURS < 2
+        out[base + lane + $iu * SPAN] = loaded(v_$i_0);
+        //: end
+        //: if 1 < FOURS
+        out[base + lane + $iu * SPAN] = vec4<u32>(bits(v_$i_0), bits(v_$i_1));
+        //: end
+    }
     //: end
 }

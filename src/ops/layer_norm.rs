@@ -1,6 +1,7 @@
 //! layer_norm: normalise the channels of each token.
 
 use super::{Norm, Variant, choose, source, vec4_of};
+use crate::gpu::DType;
 use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -15,20 +16,24 @@ pub struct Dims {
     pub rows: u32,
     /// Groups of four channels that a lane of a subgroup would hold.
     pub per: u32,
+    /// Lanes of a subgroup that share a row.
+    pub span: u32,
 }
 
-/// Rows of a workgroup of the `subgroup` variant.
-const ROWS: u32 = 4;
+/// Invocations of a workgroup of the `subgroup` variant.
+const THREADS: u32 = 128;
+/// Groups of four channels that a lane holds at most while others of its subgroup are free.
+const HELD: u32 = 10;
 
 /// The variants, the fastest first.
 pub static VARIANTS: &[Variant<Dims>] = &[
     Variant {
         name: "subgroup",
         source: &SUBGROUP,
-        needs: |caps| !caps.is_cpu() && caps.lanes().is_some_and(|lanes| lanes * ROWS <= caps.invocations),
+        needs: |caps| !caps.is_cpu() && caps.lanes().is_some_and(u32::is_power_of_two) && THREADS <= caps.invocations,
         // More leave registers.
         fits: |d| d.per <= 16,
-        grid: |d| linear_grid(u64::from(d.rows.div_ceil(ROWS)), 1),
+        grid: |d| linear_grid(u64::from(d.rows.div_ceil(THREADS / d.span)), 1),
     },
     Variant {
         name: "workgroup",
@@ -51,13 +56,21 @@ pub fn layer_norm(g: &mut Graph, x: Tensor, norm: &Norm) -> Tensor {
     assert_eq!(norm.gamma.dims[3], x.channels(), "layer_norm: gamma for {:?}", x.dims);
     let rows = x.rows();
     let lanes = g.caps().lanes().unwrap_or(1);
-    let dims = Dims { rows, per: (x.channels() / 4).div_ceil(lanes) };
+    let fours = x.channels() / 4;
+    let span = fours.div_ceil(HELD).next_power_of_two().min(lanes);
+    let dims = Dims { rows, per: fours.div_ceil(span), span };
     let variant = choose(g, "layer_norm", VARIANTS, &dims);
-    let mut head = vec![("elem4", vec4_of(x.dtype))];
-    if variant.name == "subgroup" {
-        let values = [("LANES", lanes), ("PER", dims.per), ("ROWS", ROWS)];
-        head.extend(values.map(|(name, value)| (name, Value::U32(value))));
-    }
+    let head = if variant.name == "subgroup" {
+        // Loads and stores of 16 bytes where the rows have room for them.
+        let two = x.dtype == DType::F16 && fours.is_multiple_of(2);
+        let loaded = if two { Value::Type("vec4<u32>") } else { vec4_of(x.dtype) };
+        let width = 1 + u32::from(two);
+        let values = [("FOURS", width), ("SPAN", span), ("PER", (fours / width).div_ceil(span))];
+        let values = values.map(|(name, value)| (name, Value::U32(value)));
+        std::iter::once(("loaded", loaded)).chain(values).collect()
+    } else {
+        vec![("elem4", vec4_of(x.dtype))]
+    };
     let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
     let out = g.activation("layer norm", x.dims);
     assert_eq!(out.dtype, x.dtype, "layer_norm: input and output types");
