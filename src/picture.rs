@@ -130,7 +130,7 @@ impl<'a> Recorded<'a> {
     async fn ready(self) -> Result<Whole> {
         let mut g = Graph::new(self.gpu, DType::F32);
         let picture = self.record(&mut g);
-        let pixels = self.gpu.storage("picture", picture.bytes()).await?;
+        let pixels = self.gpu.scratch("picture", picture.bytes()).await?;
         g.keep(picture, &pixels);
         let program = Program::new(self.gpu, g).await?;
         Ok(Whole { latent: self.latent, program, scalars: self.scalars, pixels, picture })

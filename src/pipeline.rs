@@ -118,6 +118,7 @@ impl Pipeline {
         let job = self.job(&request)?;
         let forecast = self.forecast(&request, &job, true).await?;
         self.gpu.reset_peak();
+        self.gpu.begin_picture();
         let mut profile = request.profile.then(Profile::default);
 
         // text → context
@@ -180,6 +181,11 @@ impl Pipeline {
             images = images.iter().map(|made| composite(made, &init.image, &mask)).collect();
         }
         timings.decode = ms(since);
+        // The next picture is likely of the same size; held part by part, the model needs the room itself.
+        match self.is_resident() {
+            true => self.gpu.free_unused(),
+            false => self.gpu.free_idle(),
+        }
         let mut warnings = self.model.warnings.clone();
         warnings.extend(self.gpu.save_pipelines().err().map(|e| e.to_string()));
         timings.total = ms(begin);
@@ -199,6 +205,12 @@ impl Pipeline {
             memory,
             profile,
         })
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.gpu.free_idle();
     }
 }
 
@@ -338,12 +350,17 @@ pub(crate) struct Text {
     pub added: Vec<f32>,
 }
 
-/// Plan, run and drop a graph.
+/// Plan, run and drop a graph; done when this returns.
 pub(crate) async fn run_once(gpu: &Gpu, g: Graph, scalars: &Step, profile: Option<&mut Profile>) -> Result<()> {
+    submit_once(gpu, g, scalars, profile).await?;
+    gpu.wait().await
+}
+
+/// Plan, submit and drop a graph: what is submitted next may read what it writes.
+pub(crate) async fn submit_once(gpu: &Gpu, g: Graph, scalars: &Step, profile: Option<&mut Profile>) -> Result<()> {
     let program = Program::new(gpu, g).await?;
     let scalars = gpu.steps(&[*scalars]).await?;
     let mut step = gpu.record(profile.is_some());
     step.run(&program, &[], &scalars, 0);
-    step.submit(profile).await?;
-    gpu.wait().await
+    step.submit(profile).await
 }

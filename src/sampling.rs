@@ -16,7 +16,7 @@ use crate::noise::Generator;
 use crate::ops::blend::Kept;
 use crate::ops::degrade::mask_stride;
 use crate::ops::lincomb::{MAX_TERMS, lincomb};
-use crate::pipeline::{Text, run_once};
+use crate::pipeline::{Text, submit_once};
 use crate::request::Progress;
 use crate::sampler::{Command, Latent, Recording};
 
@@ -95,7 +95,8 @@ struct Prepared {
     times: (Buffer, [u32; 4]),
 }
 
-/// Text to keys and values; timesteps, and what SDXL adds to them, to time projections.
+/// Text to keys and values; timesteps, and what SDXL adds to them, to time projections: submitted, and computed while the host records
+/// the loop.
 async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -> Result<Prepared> {
     let Conditioning { prompts, tokens, width, ref hidden, .. } = text.conditioning;
     let states = gpu.upload("hidden states", hidden).await?;
@@ -105,7 +106,7 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
     for kv in unet.context(&mut g, x) {
         let mut buffers = Vec::new();
         for tensor in kv.tensors() {
-            let buffer = gpu.storage("context", tensor.bytes()).await?;
+            let buffer = gpu.scratch("context", tensor.bytes()).await?;
             g.keep(tensor, &buffer);
             buffers.push(buffer);
         }
@@ -115,12 +116,12 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
     let folded = unet.folded(&mut g, [h, w]);
     let mut buffers = Vec::new();
     for tensor in folded.tensors() {
-        let buffer = gpu.storage("folded weights", tensor.bytes()).await?;
+        let buffer = gpu.scratch("folded weights", tensor.bytes()).await?;
         g.keep(tensor, &buffer);
         buffers.push(buffer);
     }
     let folded = (folded, buffers);
-    run_once(gpu, g, &Step::default(), None).await?;
+    submit_once(gpu, g, &Step::default(), None).await?;
     drop(states);
 
     let mut g = Graph::new(gpu, DType::F32);
@@ -137,7 +138,7 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
     let times = unet.times(&mut g, t, [job.timesteps.len() as u32, 1], added);
     let buffer = gpu.storage("times", times.bytes()).await?;
     g.keep(times, &buffer);
-    run_once(gpu, g, &Step::default(), None).await?;
+    submit_once(gpu, g, &Step::default(), None).await?;
     Ok(Prepared { context, folded, times: (buffer, times.dims) })
 }
 

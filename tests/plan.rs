@@ -89,6 +89,45 @@ fn the_decoder_gets_ready_beside_the_loop_where_there_is_room() {
 }
 
 #[test]
+fn a_pictures_memory_waits_for_the_next_of_its_size() {
+    let profile = |memory| NoopProfile { memory, ..NoopProfile::H200 };
+    let request = |width| Request { steps: 3, width: Some(width), ..Default::default() };
+    let large = pipeline(&profile(Some(8 << 30)));
+    let gpu = large.gpu().clone();
+    let weights = gpu.memory_in_use().0;
+    let idle = |width| {
+        let made = run(&large, &request(width)).expect("a run");
+        assert_eq!((gpu.memory_in_use().0, made.memory.peak), (weights, made.memory.planned_peak), "{width}");
+        gpu.idle_bytes()
+    };
+    let first = idle(256);
+    assert!(first > 16 << 20, "{first}");
+    assert_eq!(idle(256), first, "the same buffers again");
+    // What the last picture did not use is free.
+    let other = idle(128);
+    assert!(0 < other && other < first, "{other} of {first}");
+    gpu.free_idle();
+    assert_eq!(gpu.idle_bytes(), 0);
+    assert_eq!(idle(256), first);
+    drop(large);
+    assert_eq!(gpu.idle_bytes(), 0, "nobody is left to use it");
+
+    // Weights and what waits take half of the device at most; what a device has to spare nobody knows where it does not tell.
+    let memory = 2 * (weights + first / 2);
+    let small = pipeline(&profile(Some(memory)));
+    run(&small, &request(256)).expect("a run");
+    let idle = small.gpu().idle_bytes();
+    assert!(0 < idle && weights + idle <= memory / 2, "{idle}");
+    let silent = pipeline(&profile(None));
+    run(&silent, &request(256)).expect("a run");
+    assert_eq!(silent.gpu().idle_bytes(), 0);
+    // Held part by part, the model needs the room itself.
+    let gpu = block_on(Gpu::noop(&profile(Some(8 << 30)))).expect("noop");
+    run(&load(&gpu, LoadOptions { lowmem: true, ..Default::default() }), &request(256)).expect("a run");
+    assert_eq!(gpu.idle_bytes(), 0);
+}
+
+#[test]
 fn odd_latents_are_planned() {
     let pipeline = pipeline(&NoopProfile::LAVAPIPE);
     for (width, height) in [(40, 40), (40, 56), (264, 72), (136, 200)] {

@@ -1,13 +1,14 @@
-//! Buffers in device memory: counted, written, read back; what a buffer's size is without one.
+//! Buffers in device memory: counted, written, read back, used again; what a buffer's size is without one.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::device::Gpu;
-use super::wait::signal;
+use super::wait::{lock, signal};
 use crate::error::{Error, Result};
 
-/// A buffer in device memory, counted in [`Gpu::memory_in_use`]; freed with its last clone.
+/// A buffer in device memory, counted in [`Gpu::memory_in_use`]; freed with its last clone, or idle then if it is scratch.
 #[derive(Clone)]
 pub struct Buffer(Arc<Owned>);
 
@@ -17,14 +18,43 @@ struct Owned {
     raw: Option<wgpu::Buffer>,
     bytes: u64,
     id: u64,
+    /// See [`Gpu::scratch`].
+    scratch: bool,
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        if let Some(raw) = &self.raw {
+        let Some(raw) = self.raw.take() else { return };
+        self.gpu.count(-(self.bytes as i64));
+        if let Some(raw) = if self.scratch { self.gpu.keep_idle(raw, self.bytes) } else { Some(raw) } {
             raw.destroy();
-            self.gpu.count(-(self.bytes as i64));
         }
+    }
+}
+
+/// Scratch buffers that nobody uses, by bytes, each with the picture that let go of it: the next picture asks for the same sizes, and
+/// drivers take milliseconds for a gigabyte got or given back (benches/NOTES.md).
+#[derive(Default)]
+pub(super) struct Idle {
+    picture: u64,
+    bytes: u64,
+    buffers: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
+}
+
+impl Idle {
+    /// Free those that were let go of before picture `since`.
+    fn free(&mut self, since: u64) {
+        for (bytes, buffers) in &mut self.buffers {
+            buffers.retain(|(picture, raw)| {
+                let stays = *picture >= since;
+                if !stays {
+                    raw.destroy();
+                    self.bytes -= bytes;
+                }
+                stays
+            });
+        }
+        self.buffers.retain(|_, buffers| !buffers.is_empty());
     }
 }
 
@@ -36,7 +66,7 @@ impl Buffer {
 
     fn with(gpu: Gpu, raw: Option<wgpu::Buffer>, bytes: u64) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Buffer(Arc::new(Owned { gpu, raw, bytes, id: NEXT.fetch_add(1, Ordering::Relaxed) }))
+        Buffer(Arc::new(Owned { gpu, raw, bytes, id: NEXT.fetch_add(1, Ordering::Relaxed), scratch: false }))
     }
 
     /// A buffer's size without its memory: it can be recorded and planned with, not run.
@@ -106,6 +136,64 @@ impl Gpu {
     pub async fn storage(&self, label: &str, bytes: u64) -> Result<Buffer> {
         use wgpu::BufferUsages as Use;
         self.create_buffer(label, bytes, Use::STORAGE | Use::COPY_DST | Use::COPY_SRC).await
+    }
+
+    /// A storage buffer for what a picture needs and nothing else does: an idle one of as many bytes, whatever is in it, or a new one.
+    ///
+    /// # Errors
+    /// As [`Gpu::storage`].
+    pub async fn scratch(&self, label: &str, bytes: u64) -> Result<Buffer> {
+        let bytes = bytes.max(16).next_multiple_of(16);
+        let found = {
+            let mut idle = lock(&self.inner.idle);
+            let found = idle.buffers.get_mut(&bytes).and_then(Vec::pop);
+            idle.bytes -= if found.is_some() { bytes } else { 0 };
+            found
+        };
+        let mut buffer = match found {
+            Some((_, raw)) => Buffer::new(self.clone(), raw, bytes),
+            None => self.storage(label, bytes).await?,
+        };
+        if let Some(owned) = Arc::get_mut(&mut buffer.0) {
+            owned.scratch = true;
+        }
+        Ok(buffer)
+    }
+
+    /// Keep a scratch buffer for the next who asks, while all buffers together take no more than half of the device's memory; else it
+    /// comes back.
+    fn keep_idle(&self, raw: wgpu::Buffer, bytes: u64) -> Option<wgpu::Buffer> {
+        let mut idle = lock(&self.inner.idle);
+        let all = self.memory_in_use().0 + idle.bytes + bytes;
+        if self.check_alive().is_err() || self.caps().memory.is_none_or(|memory| all > memory / 2) {
+            return Some(raw);
+        }
+        let picture = idle.picture;
+        idle.bytes += bytes;
+        idle.buffers.entry(bytes).or_default().push((picture, raw));
+        None
+    }
+
+    /// A picture begins: see [`Gpu::free_unused`].
+    pub(crate) fn begin_picture(&self) {
+        lock(&self.inner.idle).picture += 1;
+    }
+
+    /// Free the scratch buffers that the picture begun last did not use.
+    pub(crate) fn free_unused(&self) {
+        let mut idle = lock(&self.inner.idle);
+        let picture = idle.picture;
+        idle.free(picture);
+    }
+
+    /// Free the memory that waits for the next picture of the same size, as PyTorch's `empty_cache` does.
+    pub fn free_idle(&self) {
+        lock(&self.inner.idle).free(u64::MAX);
+    }
+
+    /// Bytes in scratch buffers that wait for the next picture of the same size.
+    pub fn idle_bytes(&self) -> u64 {
+        lock(&self.inner.idle).bytes
     }
 
     /// A storage buffer filled with `data`.

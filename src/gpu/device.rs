@@ -6,7 +6,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Idle};
 use super::cache::Cache;
 use super::caps::{COOP, Caps, adapter_caps};
 use super::kernel::Pipeline;
@@ -55,6 +55,7 @@ pub(super) struct Inner {
     variants: BTreeMap<String, String>,
     lost: Arc<Mutex<Option<String>>>,
     live_bytes: Mutex<Live>,
+    pub idle: Mutex<Idle>,
 }
 
 /// Bytes in buffers that this [`Gpu`] created: now, and at most since the last reset.
@@ -168,6 +169,7 @@ impl Gpu {
             variants: options.variants.iter().cloned().collect(),
             lost: Arc::default(),
             live_bytes: Mutex::default(),
+            idle: Mutex::default(),
         };
         Ok(Gpu { inner: Arc::new(inner) })
     }
@@ -292,14 +294,25 @@ impl Gpu {
         self.check_size(label, bytes)?;
         let device = &self.inner.device;
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size: bytes, usage, mapped_at_creation: mapped };
-        let (raw, memory, invalid) = {
+        let idle = self.idle_bytes();
+        if self.caps().memory.is_some_and(|memory| self.memory_in_use().0 + idle + bytes > memory) {
+            self.free_idle();
+        }
+        let create = || {
             let invalid = device.push_error_scope(wgpu::ErrorFilter::Validation);
             let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
             let raw = device.create_buffer(&descriptor);
             (raw, memory.pop(), invalid.pop())
         };
+        let (mut raw, mut memory, mut invalid) = create();
         if memory.await.is_some() {
-            return Err(Error::OutOfMemory { what: label.into(), device: self.caps().name.clone(), needed: bytes });
+            // What was let go of is free again when the device is done with it.
+            self.free_idle();
+            self.wait().await?;
+            (raw, memory, invalid) = create();
+            if memory.await.is_some() {
+                return Err(Error::OutOfMemory { what: label.into(), device: self.caps().name.clone(), needed: bytes });
+            }
         }
         if let Some(e) = invalid.await {
             return Err(self.refused(format!("buffer {label} of {bytes} bytes"), &e));

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 #[cfg(not(target_arch = "wasm32"))]
 use std::collections::BTreeMap;
+use std::fmt::Write;
 #[cfg(not(target_arch = "wasm32"))]
 use std::future::Future;
 use std::sync::Arc;
@@ -114,10 +115,17 @@ impl Kernel {
 
     /// What tells this kernel, built with checks or without, from others, without its text.
     fn key(&self, checked: bool) -> String {
-        let mut key = String::from(if checked { "checked " } else { "" });
+        let mut key = String::with_capacity(512);
+        key.push_str(if checked { "checked " } else { "" });
         key.extend(self.files().flat_map(|(path, _)| [path, " "]));
         for (name, value) in &self.head {
-            key.push_str(&declaration(name, value));
+            key.push_str(name);
+            // Nothing is allocated here: a picture asks for a thousand keys.
+            let _ = match value {
+                Value::U32(v) => write!(key, "={v} "),
+                Value::Bool(v) => write!(key, "={v} "),
+                Value::Type(v) => write!(key, "={v} "),
+            };
         }
         key
     }

@@ -145,7 +145,7 @@ impl Program {
         }
         let mut slots = Vec::new();
         for &bytes in &plan.slots {
-            slots.push(gpu.storage("activations", bytes).await?);
+            slots.push(gpu.scratch("activations", bytes).await?);
         }
         let (offsets, size) = dims_offsets(&graph, gpu.caps().uniform_alignment);
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
@@ -177,14 +177,16 @@ impl Program {
         self.gpu.compile(self.graph.nodes.iter().map(|node| (&node.kernel, node.interface())), self.checked)?;
         self.ready.clear();
         self.groups.clear();
-        for (at, &offset) in offsets.iter().enumerate() {
-            let node = &self.graph.nodes[at];
-            let pipeline = self.gpu.pipeline(&node.kernel, node.interface(), self.checked).await?;
-            let group = match self.has_arguments(node) {
-                true => None,
-                false => Some(self.bind_group(at, offset, &pipeline, &[]).await?),
-            };
-            self.ready.push(Ready { pipeline, group });
+        let mut pipelines = Vec::new();
+        for node in &self.graph.nodes {
+            pipelines.push(self.gpu.pipeline(&node.kernel, node.interface(), self.checked).await?);
+        }
+        let bound: Vec<_> = (0..pipelines.len()).filter(|&at| !self.has_arguments(&self.graph.nodes[at])).collect();
+        let wanted = bound.iter().map(|&at| (at, offsets[at], &*pipelines[at]));
+        let groups = self.bind_groups(wanted, &[]).await?;
+        self.ready = pipelines.into_iter().map(|pipeline| Ready { pipeline, group: None }).collect();
+        for (at, group) in bound.into_iter().zip(groups) {
+            self.ready[at].group = Some(group);
         }
         Ok(())
     }
@@ -216,14 +218,36 @@ impl Program {
         }
     }
 
-    /// The bind group of node `at`, in a validation scope.
-    async fn bind_group(
+    /// The bind groups of nodes, each with the offset of its dims and its pipeline, in one validation scope: a thousand of them take longer.
+    async fn bind_groups(
         &self,
-        at: usize,
-        offset: u64,
-        pipeline: &Pipeline,
+        wanted: impl Iterator<Item = (usize, u64, &Pipeline)> + Clone,
         arguments: &[&Buffer],
-    ) -> Result<wgpu::BindGroup> {
+    ) -> Result<Vec<wgpu::BindGroup>> {
+        let device = &self.gpu.inner.device;
+        let (groups, error) = {
+            let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+            let group = |(at, offset, pipeline)| self.bind_group(at, offset, pipeline, arguments);
+            (wanted.clone().map(group).collect(), scope.pop())
+        };
+        let Some(error) = error.await else { return Ok(groups) };
+        // Which one?
+        for (at, offset, pipeline) in wanted {
+            let error = {
+                let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+                drop(self.bind_group(at, offset, pipeline, arguments));
+                scope.pop()
+            };
+            if let Some(error) = error.await {
+                let node = &self.graph.nodes[at];
+                return Err(self.gpu.refused(format!("{}/{} {}", node.op, node.variant, node.shapes()), &error));
+            }
+        }
+        Err(self.gpu.refused("the buffers of a program".into(), &error))
+    }
+
+    /// The bind group of node `at`.
+    fn bind_group(&self, at: usize, offset: u64, pipeline: &Pipeline, arguments: &[&Buffer]) -> wgpu::BindGroup {
         let node = &self.graph.nodes[at];
         let tensors = || node.reads.iter().chain(&node.writes);
         let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
@@ -235,17 +259,9 @@ impl Program {
             size: wgpu::BufferSize::new((node.dims.len() as u64 * 4).next_multiple_of(16)),
         }));
         let entries: Vec<_> = resources.into_iter().enumerate().map(entry).collect();
-        let device = &self.gpu.inner.device;
-        let (group, error) = {
-            let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-            let descriptor =
-                wgpu::BindGroupDescriptor { label: Some(node.op), layout: &pipeline.layout, entries: &entries };
-            (device.create_bind_group(&descriptor), scope.pop())
-        };
-        match error.await {
-            Some(error) => Err(self.gpu.refused(format!("{}/{} {}", node.op, node.variant, node.shapes()), &error)),
-            None => Ok(group),
-        }
+        let descriptor =
+            wgpu::BindGroupDescriptor { label: Some(node.op), layout: &pipeline.layout, entries: &entries };
+        self.gpu.inner.device.create_bind_group(&descriptor)
     }
 
     /// Make the bind groups for these arguments, if they are new; they are kept.
@@ -256,13 +272,11 @@ impl Program {
         assert_eq!(arguments.len(), self.graph.arguments, "arguments of a program");
         let offsets = dims_offsets(&self.graph, self.gpu.caps().uniform_alignment).0;
         let key: Vec<u64> = arguments.iter().map(|b| b.id()).collect();
-        for (at, &offset) in offsets.iter().enumerate() {
-            if self.ready[at].group.is_some() || self.groups.contains_key(&(at, key.clone())) {
-                continue;
-            }
-            let group = self.bind_group(at, offset, &self.ready[at].pipeline, arguments).await?;
-            self.groups.insert((at, key.clone()), group);
-        }
+        let new = |at: &usize| self.ready[*at].group.is_none() && !self.groups.contains_key(&(*at, key.clone()));
+        let new: Vec<usize> = (0..self.ready.len()).filter(new).collect();
+        let wanted = new.iter().map(|&at| (at, offsets[at], &*self.ready[at].pipeline));
+        let groups = self.bind_groups(wanted, arguments).await?;
+        self.groups.extend(new.into_iter().zip(groups).map(|(at, group)| ((at, key.clone()), group)));
         Ok(())
     }
 }
