@@ -4,6 +4,7 @@ const ACTIVATION: u32 = 0u;      // 0 none, 1 SiLU, 2 GELU (erf), 3 quick GELU, 
 const BIAS: u32 = 0u;            // rows of it: 0 none, 1 one for all, 2 several, but one for a workgroup's tile, 3 several
 const HAS_RESIDUAL: bool = false;
 const PAIRED: u32 = ACTIVATION / 4u;
+const STORES: u32 = 1u;          // 0 where the kernel stores in a way of its own
 
 // x times the normal distribution's integral by Abramowitz & Stegun 26.2.17, |error| < 7.5e-8 of x, from the side that x is on: half the instructions of an erf
 // with its sign, and no cancellation where x is below 0.
@@ -32,6 +33,7 @@ fn load_residual(row: u32, n4: u32) -> residual4 {
     return residual[row * dims.n4 + n4];
 }
 
+//: if 0 < STORES
 // Four channels, unless they are PAIRED: their sum with the bias, and what is added last.
 fn store_four(row: u32, n4: u32, sum: vec4<f32>, rest: residual4) {
     var v = activate(sum);
@@ -55,3 +57,4 @@ fn store_c(row: u32, n4: u32, first: vec4<f32>, second: vec4<f32>) {
         store_four(row, n4 + 1u, second + load_bias(row, n4 + 1u), load_residual(row, n4 + 1u));
     }
 }
+//: end

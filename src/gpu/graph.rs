@@ -302,6 +302,16 @@ impl Graph {
         }
     }
 
+    /// Take back the last node, if `which` takes it: an op that does its work as well records it anew.
+    pub(crate) fn take_last(&mut self, which: impl FnOnce(&Node) -> bool) -> Option<Node> {
+        let last = self.nodes.pop_if(|node| which(node))?;
+        let most = self.nodes.len();
+        for pick in &mut self.picks {
+            pick.cut_nodes(most);
+        }
+        Some(last)
+    }
+
     /// New weights that are computed from others.
     pub fn weights(&mut self, label: &'static str, dims: [u32; 4], dtype: DType) -> Tensor {
         self.add(label, dims, dtype, Place::Slot)

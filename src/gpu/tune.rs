@@ -34,6 +34,11 @@ impl Pick {
         let Range { start, end } = self.nodes;
         self.nodes = if start == end { ahead(start)..ahead(start) } else { ahead(start)..ahead(end - 1) + 1 };
     }
+
+    /// Only so many nodes are left.
+    pub(super) fn cut_nodes(&mut self, most: usize) {
+        self.nodes = self.nodes.start.min(most)..self.nodes.end.min(most);
+    }
 }
 
 /// What tuning found.

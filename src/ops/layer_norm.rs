@@ -1,6 +1,6 @@
 //! layer_norm: normalise the channels of each token.
 
-use super::{Norm, Variant, choose, source, vec4_of};
+use super::{Norm, Variant, choose, product, source, vec4_of};
 use crate::gpu::DType;
 use crate::gpu::graph::{Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -51,7 +51,13 @@ pub static VARIANTS: &[Variant<Dims>] = &[
     },
 ];
 
-/// Record layer norm of x [B, H, W, C] over C.
+/// The norm that ends the product before it as well, as dispatches are named.
+pub const ENDING: &str = "subgroup of shares";
+/// Rows from which it does: an H200 is not full of fewer, and their sum is faster in a dispatch that is.
+const ENDED: u32 = 2048;
+
+/// Record layer norm of x [B, H, W, C] over C. Where x was just summed from a product's shares, the norm does that as well: a launch
+/// and a way to memory less.
 pub fn layer_norm(g: &mut Graph, x: Tensor, norm: &Norm) -> Tensor {
     assert_eq!(norm.gamma.dims[3], x.channels(), "layer_norm: gamma for {:?}", x.dims);
     let rows = x.rows();
@@ -60,6 +66,12 @@ pub fn layer_norm(g: &mut Graph, x: Tensor, norm: &Norm) -> Tensor {
     let span = fours.div_ceil(HELD).next_power_of_two().min(lanes);
     let dims = Dims { rows, per: fours.div_ceil(span), span };
     let variant = choose(g, "layer_norm", VARIANTS, &dims);
+    let summed = |node: &Node| node.variant == product::REDUCED && node.writes == [x] && node.dims[1] == fours;
+    // Tuning times both apart.
+    let reduce = match variant.name == "subgroup" && rows >= ENDED && g.trial.is_none() {
+        true => g.take_last(summed),
+        false => None,
+    };
     let head = if variant.name == "subgroup" {
         // Loads and stores of 16 bytes where the rows have room for them.
         let two = x.dtype == DType::F16 && fours.is_multiple_of(2);
@@ -74,16 +86,28 @@ pub fn layer_norm(g: &mut Graph, x: Tensor, norm: &Norm) -> Tensor {
     let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
     let out = g.activation("layer norm", x.dims);
     assert_eq!(out.dtype, x.dtype, "layer_norm: input and output types");
-    g.push(Node {
+    let mut node = Node {
         op: "layer_norm",
         variant: variant.name,
         kernel: Kernel { source: variant.source, libs: vec![], head },
         reads: vec![x, gamma, beta],
         writes: vec![out],
-        dims: vec![rows, x.channels() / 4, norm.eps.to_bits()],
+        dims: vec![rows, fours, norm.eps.to_bits()],
         step: false,
         grid: (variant.grid)(&dims),
         flops: 7 * x.len(),
-    });
+    };
+    if let Some(reduce) = reduce {
+        node.variant = ENDING;
+        node.kernel.libs = vec![&product::EPILOGUE];
+        node.kernel.head.extend(reduce.kernel.head.into_iter().filter(|(name, _)| *name != "out4"));
+        node.kernel.head.push(("STORES", Value::U32(0)));
+        node.reads = [&reduce.reads[..], &[gamma, beta]].concat();
+        node.writes = vec![x, out];
+        // Its rows are ours.
+        node.dims.extend(&reduce.dims[1..]);
+        node.flops += reduce.flops;
+    }
+    g.push(node);
     out
 }

@@ -10,11 +10,14 @@ use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
 /// act(acc + bias) + residual where a workgroup has the whole depth.
-static EPILOGUE: Source = source!("lib/epilogue.wgsl");
+pub(crate) static EPILOGUE: Source = source!("lib/epilogue.wgsl");
 /// Plain sums where it has a share.
 static PARTIAL: Source = source!("lib/partial.wgsl");
 static BARE: Source = source!("lib/bare.wgsl");
 static REDUCE: Source = source!("matmul/reduce.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
+
+/// The sum of a product's shares, as dispatches are named.
+pub(crate) const REDUCED: &str = "reduce";
 
 /// Can this product of a graph run in tiles of multiply-adds?
 pub fn tiled(g: &Graph, shape: &Shape) -> bool {
@@ -179,7 +182,7 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     let types = [("out4", vec4_of(result.dtype)), ("SPLITS", Value::U32(splits))];
     g.push(Node {
         op,
-        variant: "reduce",
+        variant: REDUCED,
         kernel: Kernel { source: &REDUCE, libs: vec![], head: [parts, types.to_vec()].concat() },
         reads: vec![shares, bias, residual],
         writes: vec![result],

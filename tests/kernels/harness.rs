@@ -74,7 +74,21 @@ fn gpu(variant: &str) -> &'static Gpu {
 
 fn open(variant: &'static str) -> Gpu {
     let with = tables().into_iter().map(|(op, _)| op).filter(|op| variants(op).contains(&variant));
-    let variants = with.map(|op| (op.to_owned(), variant.to_owned())).collect();
+    forcing(with.map(|op| (op.to_owned(), variant.to_owned())).collect())
+}
+
+/// The device with several ops forced, for `test` of the first; none if it cannot run one of them.
+pub fn together(forced: &[(&'static str, &'static str)], test: impl Fn(&Place)) {
+    let (op, variant) = forced[0];
+    let gpu = forcing(forced.iter().map(|&(op, variant)| (op.to_owned(), variant.to_owned())).collect());
+    if forced.iter().all(|(op, variant)| can_run(op, variant, gpu.caps())) {
+        test(&Place { op, variant, gpu });
+    } else {
+        println!("{} cannot run {forced:?}", gpu.caps().name);
+    }
+}
+
+fn forcing(variants: Vec<(String, String)>) -> Gpu {
     let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants, ..Default::default() };
     block_on(Gpu::open(&options)).expect("a GPU or a software device (lavapipe) to run the kernels on")
 }
@@ -129,7 +143,7 @@ impl Run {
             .nodes()
             .iter()
             .filter(|node| node.op == place.op)
-            .all(|node| [place.variant, "reduce"].contains(&node.variant))
+            .all(|node| [place.variant, "reduce", "merge"].contains(&node.variant))
     }
 
     /// As [`Run::forced`], for an op of which all variants but those on matrix units and in tiles take every shape and type.

@@ -1,11 +1,15 @@
 //! layer_norm against (x - mean) / √(var + eps) · gamma + beta over the channels of each row.
 
 use scumble::gpu::DType;
-use scumble::ops::layer_norm::layer_norm;
+use scumble::ops::layer_norm::{ENDING, layer_norm};
+use scumble::ops::matmul::matmul;
+use scumble::ops::{Activation, Linear};
 
 use crate::compare::{F32_LARGE_MEAN, Limit, check, limit};
-use crate::harness::{Place, everywhere};
-use crate::values::{Draws, Host, HostNorm, normal_at};
+use crate::epilogue::{Bias, Form, HostEpilogue, PLAIN};
+use crate::harness::{Place, everywhere, together};
+use crate::matmul::product;
+use crate::values::{Draws, Host, HostNorm, normal, normal_at, weights};
 
 fn reference(x: &Host, norm: &HostNorm) -> Vec<f64> {
     let mut out = Vec::with_capacity(x.values.len());
@@ -71,4 +75,52 @@ fn ragged_shapes() {
             check_case(place, dtype, limit(dtype), dims, 0.5);
         }
     });
+}
+
+/// The norm of what a product [rows, k] by [k, n] gives. Where the product is in shares and has rows enough, the norm ends it.
+fn after_a_product(place: &Place, dtype: DType, [rows, k, n]: [u32; 3], form: Form) -> bool {
+    let weight_type = if place.takes(&[DType::F16]) { DType::F16 } else { dtype };
+    let (a, weight) = (normal(31, [1, 1, rows, k], dtype), weights(32, k, n, weight_type));
+    let epilogue = HostEpilogue::new(form, rows, n, dtype);
+    let norm = HostNorm::new(34, n, 1e-5);
+    let mut run = place.start(dtype);
+    let input = run.bind(&a);
+    let layer = Linear { weight: weight.param(&run.gpu), bias: epilogue.own(&run.gpu) };
+    let bound = epilogue.bind(&mut run, [1, 1, rows, n]);
+    let params = norm.norm(&run.gpu);
+    let x = matmul(&mut run.g, input, &layer, bound);
+    let out = layer_norm(&mut run.g, x, &params);
+    let ended = run.g.nodes().iter().any(|node| node.variant == ENDING);
+    assert!(!ended || run.g.nodes().len() == 2, "the product's sum and the norm are one dispatch");
+    let got = run.finish(&[x, out]);
+    let what = format!("{dtype:?} {rows}x{k}x{n} after {form:?}");
+    let x = Host::new([1, 1, rows, n], dtype, epilogue.reference(&product(&a, &weight)));
+    check(place, limit(dtype), &what, &got[0], &x.values);
+    check(place, limit(dtype), &what, &got[1], &reference(&x, &norm));
+    ended
+}
+
+/// Shares with every epilogue; rows that do not fill the last workgroup; channels that eight do not divide.
+#[test]
+fn norms_end_products() {
+    for method in ["tile", "coop"] {
+        together(&[("layer_norm", "subgroup"), ("matmul", method)], |place| {
+            for dtype in place.activations() {
+                let forms = [
+                    (PLAIN, 40),
+                    (Form { residual: true, ..PLAIN }, 40),
+                    (Form { bias: Bias::Rows { rows: 228, offset: 8 }, residual: true, ..PLAIN }, 36),
+                    (Form { bias: Bias::None, activation: Activation::Silu, residual: true, ..PLAIN }, 136),
+                ];
+                for (form, n) in forms {
+                    let ended = after_a_product(place, dtype, [2049, 1536, n], form);
+                    // Matrices of 8 make tiles so small that so many rows need no shares.
+                    let whole =
+                        method == "coop" && (dtype == DType::F32 || !place.gpu.caps().cooperative.contains(&16));
+                    assert!(ended || whole, "{method} {n} {form:?}: no shares");
+                    assert!(!after_a_product(place, dtype, [65, 1536, n], form), "few rows do not fill a device");
+                }
+            }
+        });
+    }
 }

@@ -10,7 +10,7 @@ use crate::harness::{Place, everywhere};
 use crate::values::{Draws, Host, normal, weights};
 
 /// Σ_k a[m, k] b[k, n]
-fn product(a: &Host, b: &Host) -> Vec<f64> {
+pub fn product(a: &Host, b: &Host) -> Vec<f64> {
     let (k, n) = (b.dims[2] as usize, b.dims[3] as usize);
     let mut c = Vec::with_capacity(a.values.len() / k * n);
     for row in a.values.chunks_exact(k) {
