@@ -1,5 +1,6 @@
 // softmax(Q K^T scale) V on matrix units, streaming over the keys (Dao et al. 2022): a subgroup for WM queries of one head,
-// SUBGROUPS of them for the same keys and values in workgroup memory. Grid (queries / (WM SUBGROUPS), heads, B).
+// SUBGROUPS of them for the same keys and values in workgroup memory. Grid (queries / (WM SUBGROUPS), heads, B SHARES): where queries and
+// heads are too few to fill a GPU, workgroups have a SHARE of the keys each, and kernels/attention/merge.wgsl puts the parts together.
 //
 // Matrices cannot be touched element by element, so scores and probabilities pass through workgroup memory, ROWS rows at a time,
 // each subgroup by itself. That memory is what the kernel waits for: its rows are padded, and the lanes of a row take their groups
@@ -7,6 +8,7 @@
 // Rescaling the output when a row's maximum grows is dear, and done late: a row keeps the maximum of its first block until
 // another score exceeds it 2^12 times, which f16 still holds, and then all rows of the subgroup are rescaled at once.
 alias elem4 = vec4<f16>;
+alias out4 = vec4<f16>;             // f32 for a part of the keys
 const EDGE: u32 = 16u;              // of a matrix
 const LANES: u32 = 32u;             // of a subgroup
 const D4: u32 = 10u;                // head dim / 4
@@ -14,6 +16,7 @@ const DP: u32 = 48u;                // head dim rounded up to matrices
 const WM: u32 = 32u;                // queries of a subgroup, a multiple of ROWS
 const ROWS: u32 = 16u;              // of a pass: so many matrices that every lane has a group of four
 const SUBGROUPS: u32 = 16u;
+const SHARES: u32 = 1u;             // workgroups that share the keys
 const RAGGED: bool = false;         // are there keys beside whole blocks of EDGE?
 const WITH_LSE: bool = false;       // also write log(sum(exp(scores))) per row, for attention/mass
 const PASSES: u32 = WM / ROWS;
@@ -44,8 +47,8 @@ struct Dims {
 
 @group(0) @binding(0) var<storage, read> q: array<elem4>;           // [B, queries, q_stride4]
 @group(0) @binding(1) var<storage, read> kv: array<elem4>;          // [B / kv_repeat, keys, kv_stride4]
-@group(0) @binding(2) var<storage, read_write> out: array<elem4>;   // [B, queries, heads D4]
-@group(0) @binding(3) var<storage, read_write> lse: array<f32>;     // [B, heads, queries]
+@group(0) @binding(2) var<storage, read_write> out: array<out4>;    // [SHARES, B, queries, heads D4]
+@group(0) @binding(3) var<storage, read_write> lse: array<f32>;     // [SHARES, B, heads, queries]
 @group(0) @binding(4) var<uniform> dims: Dims;
 
 // Keys and values of this block and of the next. Each array is a multiple of 16 bytes long: matrices are loaded from such addresses.
@@ -69,6 +72,12 @@ fn load_kv(base: u32, key0: u32, i: u32) -> vec4<f16> {
     return kv[base + offset + min(key, dims.keys - 1u) * dims.kv_stride4 + d4];
 }
 
+// A group of four of a query; zeros beyond the head.
+fn load_q(base: u32, query: u32, d4: u32) -> vec4<f16> {
+    if (d4 >= D4) { return vec4<f16>(); }
+    return q[base + min(query, dims.queries - 1u) * dims.q_stride4 + d4];
+}
+
 fn place_kv(i: u32) -> u32 {
     let value = i >= BLOCK;
     let at = select(i, i - BLOCK, value);
@@ -84,7 +93,18 @@ fn scores(value: vec4<f32>, key: u32) -> vec4<f32> {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
     let head = wid.y;
+    //: if SHARES < 2
     let batch = wid.z;
+    let from_key = 0u;
+    let to_key = dims.keys;
+    //: end
+    //: if 1 < SHARES
+    let batch = wid.z % dims.batch;
+    let share = wid.z / dims.batch;
+    let blocks = (dims.keys + EDGE - 1u) / EDGE;
+    let from_key = blocks * share / SHARES * EDGE;
+    let to_key = min(blocks * (share + 1u) / SHARES * EDGE, dims.keys);
+    //: end
     let subgroup = local / LANES;
     let lane = local % LANES;
     let first = (wid.x * SUBGROUPS + subgroup) * WM;
@@ -98,21 +118,30 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let four_$c = four + ($cu ^ (lane % MATES % EACH));
     //: end
 
-    // Q stays in matrices; it gets there through the probabilities' memory.
+    // All that comes before the first product is fetched at once, ahead of a barrier over which compilers do not move it to its use.
+    //: for i in 0..LOADS
+    let kv_to_$i = place_kv(local + $iu * THREADS);
+    let kv_first_$i = load_kv(kv_base, from_key, local + $iu * THREADS);
+    var kv_$i = load_kv(kv_base, from_key + EDGE, local + $iu * THREADS);
+    //: end
     let q_base = batch * dims.queries * dims.q_stride4 + dims.q_offset4 + head * D4;
     //: for c in 0..FD
     //: for p in 0..PASSES
+    //: for e in 0..EACH
+    let q_$c_$p_$e = load_q(q_base, first + $pu * ROWS + (lane + $eu * LANES) / E4, $cu * E4 + (lane + $eu * LANES) % E4);
+    //: end
+    //: end
+    //: end
+    // Q stays in matrices; it gets there through the probabilities' memory.
+    //: for c in 0..FD
+    //: for p in 0..PASSES
     subgroupBarrier();
-    for (var e = lane; e < ROWS * E4; e += LANES) {
-        let query = min(first + $pu * ROWS + e / E4, dims.queries - 1u);
-        let d4 = $cu * E4 + e % E4;
-        var value = vec4<f16>();
-        if (d4 < D4) { value = q[q_base + query * dims.q_stride4 + d4]; }
-        p_tile[own + e / E4 * OWN_ROW + e % E4] = value;
-    }
+    //: for e in 0..EACH
+    p_tile[own + (lane + $eu * LANES) / E4 * OWN_ROW + (lane + $eu * LANES) % E4] = q_$c_$p_$e;
+    //: end
     subgroupBarrier();
     //: for f in 0..FR
-    let q_${$p * FR + $f}_$c = coopLoadT<MatA>(&p_tile[own + $fu * EDGE * OWN_ROW], OWN_ROW);
+    let fq_${$p * FR + $f}_$c = coopLoadT<MatA>(&p_tile[own + $fu * EDGE * OWN_ROW], OWN_ROW);
     //: end
     //: end
     //: end
@@ -127,15 +156,12 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     var sum_$p = 0.0;               // of this lane's part of the row
     //: end
     //: for i in 0..LOADS
-    let kv_to_$i = place_kv(local + $iu * THREADS);
-    var kv_$i = load_kv(kv_base, 0u, local + $iu * THREADS);
-    if (local + $iu * THREADS < 2u * BLOCK) { kv_tile[kv_to_$i] = kv_$i; }
-    kv_$i = load_kv(kv_base, EDGE, local + $iu * THREADS);
+    if (local + $iu * THREADS < 2u * BLOCK) { kv_tile[kv_to_$i] = kv_first_$i; }
     //: end
     workgroupBarrier();
 
     var here = 0u;
-    for (var key0 = 0u; key0 < dims.keys; key0 += EDGE) {
+    for (var key0 = from_key; key0 < to_key; key0 += EDGE) {
         // The next block; the one after it is fetched while this one is multiplied.
         let there = 2u * TILE - here;
         //: for i in 0..LOADS
@@ -149,7 +175,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: for c in 0..FD
         let fk_$c = coopLoad<MatB>(&kv_tile[here + $cu * E4], KV_ROW);
         //: for i in 0..FM
-        s_$i = coopMultiplyAdd(q_$i_$c, fk_$c, s_$i);
+        s_$i = coopMultiplyAdd(fq_$i_$c, fk_$c, s_$i);
         //: end
         //: end
         //: for p in 0..PASSES
@@ -222,7 +248,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let query_$p = first + $pu * ROWS + row;
     let total_$p = of_row_sum(sum_$p);
     if (WITH_LSE && four == 0u && query_$p < dims.queries) {
-        lse[(batch * dims.heads + head) * dims.queries + query_$p] = (top_$p + log2(total_$p)) / LOG2E;
+        lse[(wid.z * dims.heads + head) * dims.queries + query_$p] = (top_$p + log2(total_$p)) / LOG2E;
     }
     //: for j in 0..FD
     //: for f in 0..FR
@@ -230,9 +256,9 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     subgroupBarrier();
     if (query_$p < dims.queries) {
-        let to = (batch * dims.queries + query_$p) * (dims.heads * D4) + head * D4;
+        let to = (wid.z * dims.queries + query_$p) * (dims.heads * D4) + head * D4;
         //: for c in 0..EACH
-        if ($ju * E4 + four_$c < D4) { out[to + $ju * E4 + four_$c] = elem4(s_tile[own + row * OWN_ROW + four_$c] / total_$p); }
+        if ($ju * E4 + four_$c < D4) { out[to + $ju * E4 + four_$c] = out4(s_tile[own + row * OWN_ROW + four_$c] / total_$p); }
         //: end
     }
     subgroupBarrier();

@@ -24,6 +24,8 @@ pub struct Dims {
     pub d4: u32,
     /// Queries of a workgroup on matrix units; 0 where size and types do not suit them.
     pub coop: u32,
+    /// Workgroups that share the keys there.
+    pub shares: u32,
     /// Is it one head too wide for that, of a size that products on matrix units take?
     pub products: bool,
 }
@@ -34,6 +36,7 @@ static SUBGROUP: Source = source!("attention/register.wgsl", "lib/keys_shared.wg
 static COOP: Source = source!("attention/coop.wgsl", "lib/row.wgsl");
 static TILE: Source = source!("attention/tile.wgsl");
 static WIDE: Source = source!("attention/wide.wgsl");
+static MERGE: Source = source!("attention/merge.wgsl", "lib/linear.wgsl");
 static MASS: Source = source!("attention/mass.wgsl", "lib/linear.wgsl");
 static MASS_WORKGROUP: Source = source!("attention/mass_workgroup.wgsl");
 
@@ -58,7 +61,7 @@ pub static VARIANTS: &[Variant<Dims>] = &[
         source: &COOP,
         needs: |caps| caps.coop().is_some(),
         fits: |d| d.coop > 0,
-        grid: |d| [d.queries.div_ceil(d.coop), d.heads, d.batch],
+        grid: |d| [d.queries.div_ceil(d.coop), d.heads, d.batch * d.shares],
     },
     Variant {
         name: "products",
@@ -176,6 +179,7 @@ impl Attention {
             keys,
             d4: self.head_dim / 4,
             coop: 0,
+            shares: 1,
             products: false,
         }
     }
@@ -248,9 +252,10 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
         a.kv_repeat
     );
     assert_eq!(a.q.dtype, a.kv.dtype, "attention: types of q and kv");
-    let cut = coop_cut(g.caps(), a);
-    let coop = cut.as_ref().map_or(0, |cut| cut.wm * cut.subgroups);
-    let dims = Dims { coop, products: lse.is_none() && products::suits(g, a), ..dims };
+    // The log-sums that are asked for are of all keys.
+    let cuts = if lse.is_some() { coop_cut(g.caps(), a, 1).into_iter().collect() } else { coop_cuts(g.caps(), a) };
+    let coop = cuts.first().map_or(0, |cut| cut.wm * cut.subgroups);
+    let mut dims = Dims { coop, products: lse.is_none() && products::suits(g, a), ..dims };
     let mut rows = candidates(g, "attention", VARIANTS, &dims);
     // Heads this wide make a kernel of 100 kB; fetching it anew in every step takes longer than it saves.
     rows.sort_by_key(|row| row.name != "products" && dims.products && a.head_dim > 128);
@@ -258,7 +263,19 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
         "attention {:?} {}x{}x{} {}x{}",
         a.q.dtype, dims.batch, dims.heads, a.head_dim, dims.queries, dims.keys
     );
-    let variant = rows[g.pick(key, rows.iter().map(|row| row.name.to_owned()).collect())];
+    let mut ways = Vec::new();
+    for row in rows {
+        if row.name == "coop" {
+            ways.extend(cuts.iter().map(|cut| (row, Some(cut))));
+        } else {
+            ways.push((row, None));
+        }
+    }
+    let name = |(row, cut): &(&Variant<Dims>, Option<&Cut>)| match cut {
+        Some(Cut { shares: shares @ 2.., .. }) => format!("{}, {shares} shares", row.name),
+        _ => row.name.to_owned(),
+    };
+    let (variant, cut) = ways[g.pick(key, ways.iter().map(name).collect())];
     let [b, h, w, _] = a.q.dims;
     let out = g.activation("attention", [b, h, w, a.heads * a.head_dim]);
     if variant.name == "products" {
@@ -266,20 +283,33 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
         g.picked();
         return out;
     }
-    // The kernel declares lse; where nobody asked, it binds four floats that it does not write.
-    let lse_tensor = lse.unwrap_or_else(|| g.activation_f32("no lse", [1, 1, 1, 4]));
-    let mut head =
-        vec![("elem4", vec4_of(a.q.dtype)), ("D4", Value::U32(dims.d4)), ("WITH_LSE", Value::Bool(lse.is_some()))];
+    if let Some(cut) = cut {
+        (dims.coop, dims.shares) = (cut.wm * cut.subgroups, cut.shares);
+    }
+    let shares = dims.shares;
+    let own = dims.batch * dims.heads * dims.queries;
+    let (parts, lse_tensor) = if shares > 1 {
+        let parts = g.activation_f32("attention to a share of the keys", [shares * b, h, w, out.channels()]);
+        (parts, g.activation_f32("lse of shares", [1, 1, 1, (shares * own).next_multiple_of(4)]))
+    } else {
+        // The kernel declares lse; where nobody asked, it binds four floats that it does not write.
+        (out, lse.unwrap_or_else(|| g.activation_f32("no lse", [1, 1, 1, 4])))
+    };
+    let with_lse = Value::Bool(lse.is_some() || shares > 1);
+    let mut head = vec![("elem4", vec4_of(a.q.dtype)), ("D4", Value::U32(dims.d4)), ("WITH_LSE", with_lse)];
     match cut {
-        Some(cut) if variant.name == "coop" => head.extend(coop_head(&cut, a)),
-        _ => head.push(("CAUSAL", Value::Bool(a.causal))),
+        Some(cut) => {
+            head.extend(coop_head(cut, a));
+            head.push(("out4", vec4_of(parts.dtype)));
+        }
+        None => head.push(("CAUSAL", Value::Bool(a.causal))),
     }
     g.push(Node {
         op: "attention",
         variant: variant.name,
         kernel: Kernel { source: variant.source, libs: vec![], head },
         reads: vec![a.q, a.kv],
-        writes: vec![out, lse_tensor],
+        writes: vec![parts, lse_tensor],
         dims: a.words(&dims),
         step: false,
         grid: (variant.grid)(&dims),
@@ -289,22 +319,74 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
             * u64::from(dims.keys)
             * u64::from(a.head_dim),
     });
+    if shares > 1 {
+        g.push(Node {
+            op: "attention",
+            variant: "merge",
+            kernel: Kernel {
+                source: &MERGE,
+                libs: vec![],
+                head: vec![("elem4", vec4_of(out.dtype)), ("SHARES", Value::U32(shares))],
+            },
+            reads: vec![parts, lse_tensor],
+            writes: vec![out],
+            dims: vec![dims.batch * dims.queries, dims.queries, dims.heads, dims.d4],
+            step: false,
+            grid: linear_grid(out.len() / 4, 64),
+            flops: 2 * u64::from(shares) * out.len(),
+        });
+    }
     g.picked();
     out
 }
 
-/// How the coop variant shares the queries: the matrices' edge and the subgroups' lanes, rows of a pass and of a subgroup, and subgroups of a
-/// workgroup.
+/// How the coop variant shares queries and keys: the matrices' edge and the subgroups' lanes, rows of a pass and of a subgroup, subgroups of a
+/// workgroup, and workgroups for the same queries.
 struct Cut {
     edge: u32,
     lanes: u32,
     rows: u32,
     wm: u32,
     subgroups: u32,
+    shares: u32,
 }
 
-/// The cut that was fastest on an H200 (benches/NOTES.md); none where sizes, types or the device do not suit.
-fn coop_cut(caps: &Caps, a: &Attention) -> Option<Cut> {
+/// Workgroups that may share the keys.
+const SHARES: [u32; 4] = [1, 2, 3, 4];
+
+/// The ways to share the keys, the fastest by estimate first; none where sizes, types or the device do not suit.
+fn coop_cuts(caps: &Caps, a: &Attention) -> Vec<Cut> {
+    // Parts of large pictures' attention would take much memory, for a GPU that is full without them.
+    let few = |cut: &Cut| cut.shares <= a.kv.tokens().div_ceil(cut.edge) && cut.workgroups(a) <= 8 * u64::from(UNITS);
+    let cuts = SHARES.into_iter().filter_map(|shares| coop_cut(caps, a, shares));
+    let mut cuts: Vec<Cut> = cuts.filter(|cut| cut.shares == 1 || few(cut)).collect();
+    if !caps.is_cpu() {
+        cuts.sort_by_key(|cut| cut.time(a));
+    }
+    cuts
+}
+
+impl Cut {
+    fn workgroups(&self, a: &Attention) -> u64 {
+        u64::from(a.q.tokens().div_ceil(self.wm * self.subgroups) * a.heads * self.shares) * u64::from(a.q.batch())
+    }
+
+    /// Nanoseconds on an H200, as measured there (benches/NOTES.md): of a key, for as many subgroups as a multiprocessor has together; then the
+    /// start and end of a workgroup, and the merge. Many subgroups that share the keys' memory are faster.
+    fn time(&self, a: &Attention) -> u64 {
+        let &Cut { edge, wm, subgroups, shares, .. } = self;
+        let (beside, of_key) = if subgroups > 4 { (1, 30) } else { (2, 35) };
+        let rounds = self.workgroups(a).div_ceil(u64::from(UNITS * beside));
+        let key = u64::from(wm * subgroups * beside * a.head_dim.next_multiple_of(edge)) * of_key / 10_000;
+        let merge = 3000 + u64::from(a.q.rows()) * u64::from(a.heads * a.head_dim * shares) * 8 / 5000;
+        let keys = u64::from(a.kv.tokens().div_ceil(shares));
+        rounds * (keys * key + 15_000) + if shares > 1 { merge } else { 0 }
+    }
+}
+
+/// The cut that was fastest on an H200 (benches/NOTES.md) where so many workgroups share the keys; none where sizes, types or the device do not
+/// suit.
+fn coop_cut(caps: &Caps, a: &Attention, shares: u32) -> Option<Cut> {
     let [edge, lanes] = caps.coop()?;
     let padded = a.head_dim.next_multiple_of(edge);
     if lanes < edge || padded > 160 || a.q.dtype != DType::F16 || a.causal || a.q.tokens() < 16 {
@@ -314,7 +396,7 @@ fn coop_cut(caps: &Caps, a: &Attention) -> Option<Cut> {
     let rows = edge * lanes.div_ceil(edge * edge / 4);
     let memory = |subgroups: u32| 4 * edge * (padded + 8) * 2 + subgroups * rows * (edge + 8) * 6;
     let fits = |subgroups: u32| memory(subgroups) <= caps.workgroup_memory && subgroups * lanes <= caps.invocations;
-    let groups = |subgroups: u32| a.q.tokens().div_ceil(2 * rows * subgroups) * a.heads * a.q.batch();
+    let groups = |subgroups: u32| a.q.tokens().div_ceil(2 * rows * subgroups) * a.heads * a.q.batch() * shares;
     // Many subgroups for the same keys, where that leaves a quarter of the multiprocessors idle at most and their registers suffice.
     let many = |most: u32, subgroups: u32| padded <= most && 4 * groups(subgroups) >= 3 * UNITS && fits(subgroups);
     let (wm, subgroups) = if caps.is_cpu() {
@@ -329,15 +411,16 @@ fn coop_cut(caps: &Caps, a: &Attention) -> Option<Cut> {
     } else {
         (rows, 4)
     };
-    fits(subgroups).then_some(Cut { edge, lanes, rows, wm, subgroups })
+    fits(subgroups).then_some(Cut { edge, lanes, rows, wm, subgroups, shares })
 }
 
 fn coop_head(cut: &Cut, a: &Attention) -> Vec<(&'static str, Value)> {
-    let &Cut { edge, lanes, rows, wm, subgroups } = cut;
+    let &Cut { edge, lanes, rows, wm, subgroups, shares } = cut;
     let padded = a.head_dim.next_multiple_of(edge);
     let values =
         [("EDGE", edge), ("LANES", lanes), ("DP", padded), ("WM", wm), ("ROWS", rows), ("SUBGROUPS", subgroups)];
-    let mut head: Vec<_> = values.map(|(name, value)| (name, Value::U32(value))).to_vec();
+    let values = values.into_iter().chain([("SHARES", shares)]);
+    let mut head: Vec<_> = values.map(|(name, value)| (name, Value::U32(value))).collect();
     head.push(("RAGGED", Value::Bool(!a.kv.tokens().is_multiple_of(edge))));
     head.extend(mat_types(edge));
     head
