@@ -6,6 +6,7 @@ alias out4 = vec4<f32>;
 const TWO_SOURCES: bool = false;
 const SILU: bool = false;
 const THREADS: u32 = 256u;
+const TOGETHER: u32 = 4u;       // pixels whose loads are under way together
 
 struct Dims { pixels: u32, x4: u32, y4: u32, span4: u32, group: u32, eps: f32 }     // span4 channels / 4 of a span, group channels
 
@@ -64,10 +65,17 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     var sum = vec4<f32>(0.0);
     var square = vec4<f32>(0.0);
     if (line < lines) {
-        for (var p = line; p < dims.pixels; p += lines) {
-            let d = load(image + p, c4) - first;
-            sum += d;
-            square += d * d;
+        for (var p = line; p < dims.pixels; p += TOGETHER * lines) {
+            //: for i in 0..TOGETHER
+            let v_$i = load(image + min(p + $iu * lines, dims.pixels - 1u), c4);
+            //: end
+            //: for i in 0..TOGETHER
+            if (p + $iu * lines < dims.pixels) {
+                let d = v_$i - first;
+                sum += d;
+                square += d * d;
+            }
+            //: end
         }
     }
     sums[local] = sum;
@@ -107,9 +115,16 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let own = stats_of(column);
     let scale = weight * own[1];
     let shift = bias - own[0] * scale;
-    for (var p = line; p < dims.pixels; p += lines) {
-        var v = load(image + p, c4) * scale + shift;
-        if (SILU) { v = v / (1.0 + exp(-v)); }
-        out[(image + p) * c4s + c4] = out4(v);
+    for (var p = line; p < dims.pixels; p += TOGETHER * lines) {
+        //: for i in 0..TOGETHER
+        let v_$i = load(image + min(p + $iu * lines, dims.pixels - 1u), c4);
+        //: end
+        //: for i in 0..TOGETHER
+        if (p + $iu * lines < dims.pixels) {
+            var v = v_$i * scale + shift;
+            if (SILU) { v = v / (1.0 + exp(-v)); }
+            out[(image + p + $iu * lines) * c4s + c4] = out4(v);
+        }
+        //: end
     }
 }
