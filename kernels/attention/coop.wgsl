@@ -118,17 +118,22 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let four_$c = four + ($cu ^ (lane % MATES % EACH));
     //: end
 
-    // All that comes before the first product is fetched at once, ahead of a barrier over which compilers do not move it to its use.
+    // All that comes before the first product is fetched at once, ahead of a barrier over which compilers do not move it to its use; many
+    // subgroups have no registers left for that, and hide the wait.
+    //: if SUBGROUPS < 9
     //: for i in 0..LOADS
     let kv_to_$i = place_kv(local + $iu * THREADS);
     let kv_first_$i = load_kv(kv_base, from_key, local + $iu * THREADS);
     var kv_$i = load_kv(kv_base, from_key + EDGE, local + $iu * THREADS);
     //: end
+    //: end
     let q_base = batch * dims.queries * dims.q_stride4 + dims.q_offset4 + head * D4;
+    //: if SUBGROUPS < 9
     //: for c in 0..FD
     //: for p in 0..PASSES
     //: for e in 0..EACH
     let q_$c_$p_$e = load_q(q_base, first + $pu * ROWS + (lane + $eu * LANES) / E4, $cu * E4 + (lane + $eu * LANES) % E4);
+    //: end
     //: end
     //: end
     //: end
@@ -137,6 +142,9 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: for p in 0..PASSES
     subgroupBarrier();
     //: for e in 0..EACH
+    //: if 8 < SUBGROUPS
+    let q_$c_$p_$e = load_q(q_base, first + $pu * ROWS + (lane + $eu * LANES) / E4, $cu * E4 + (lane + $eu * LANES) % E4);
+    //: end
     p_tile[own + (lane + $eu * LANES) / E4 * OWN_ROW + (lane + $eu * LANES) % E4] = q_$c_$p_$e;
     //: end
     subgroupBarrier();
@@ -155,8 +163,18 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     var top_$p = LOWEST;            // what the row's scores are taken relative to
     var sum_$p = 0.0;               // of this lane's part of the row
     //: end
+    //: if SUBGROUPS < 9
     //: for i in 0..LOADS
     if (local + $iu * THREADS < 2u * BLOCK) { kv_tile[kv_to_$i] = kv_first_$i; }
+    //: end
+    //: end
+    //: if 8 < SUBGROUPS
+    //: for i in 0..LOADS
+    let kv_to_$i = place_kv(local + $iu * THREADS);
+    var kv_$i = load_kv(kv_base, from_key, local + $iu * THREADS);
+    if (local + $iu * THREADS < 2u * BLOCK) { kv_tile[kv_to_$i] = kv_$i; }
+    kv_$i = load_kv(kv_base, from_key + EDGE, local + $iu * THREADS);
+    //: end
     //: end
     workgroupBarrier();
 
