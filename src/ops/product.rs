@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::tiles::{Cut, Layout, Method, Shape, Tile, count, cuts, tiles};
-use super::{BIAS, Epilogue, ONE_A_TILE, Param, SEVERAL, Variant, candidates, source, vec4_of, weight_lib};
+use super::{Activation, BIAS, Epilogue, ONE_A_TILE, Param, SEVERAL, Variant, candidates, source, vec4_of, weight_lib};
 use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
@@ -179,6 +179,7 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         flops: 2 * u64::from(rows) * u64::from(shape.n) * u64::from(shape.k),
     });
     let Some(shares) = shares else { return result };
+    let each = 1 + u32::from(epilogue.activation == Activation::Geglu);
     let types = [("out4", vec4_of(result.dtype)), ("SPLITS", Value::U32(splits))];
     g.push(Node {
         op,
@@ -188,7 +189,7 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         writes: vec![result],
         dims: [&[rows, shape.n / 4][..], &words].concat(),
         step: false,
-        grid: linear_grid(u64::from(rows) * u64::from((shape.n / 4).div_ceil(2)), 64),
+        grid: linear_grid(u64::from(rows) * u64::from(shape.n / 4 / each), 64),
         flops: u64::from(splits) * u64::from(rows) * u64::from(shape.n),
     });
     result
