@@ -21,7 +21,7 @@ use scumble::ops::degrade::degrade;
 use scumble::ops::fma::fma;
 use scumble::ops::group_norm::group_norm;
 use scumble::ops::guidance::{Degraded, guidance};
-use scumble::ops::layer_norm::layer_norm;
+use scumble::ops::layer_norm::{ENDING, layer_norm};
 use scumble::ops::lincomb::{MAX_TERMS, lincomb};
 use scumble::ops::matmul::{TYPES, matmul};
 use scumble::ops::narrow::narrow;
@@ -163,6 +163,11 @@ impl Recorder<'_> {
                 attention_with_mass(&mut self.g, &a, 1);
             }
         }
+        // One picture's, whose keys are shared where matrix units multiply, by many subgroups and by few.
+        for (tokens, d) in [(4096, 40), (1024, 80)] {
+            let qkv = self.input([1, 1, tokens, 8 * 3 * d]);
+            attention(&mut self.g, &Attention::fused(qkv, 8));
+        }
         // The VAE's.
         if self.gpu.caps().f16 {
             let whole = std::mem::replace(&mut self.g.operands, DType::F16);
@@ -205,6 +210,11 @@ impl Recorder<'_> {
         }
         let norm = self.norm(8);
         layer_norm(&mut self.g, x, &norm);
+        // It ends a product that comes in shares.
+        let (deep, layer, norm) = (self.input([1, 1, 2048, 1536]), self.linear(1536, 64, true), self.norm(64));
+        let residual = Some(self.input([1, 1, 2048, 64]));
+        let x = matmul(&mut self.g, deep, &layer, Epilogue { residual, ..Default::default() });
+        let x = layer_norm(&mut self.g, x, &norm);
         repeat(&mut self.g, x, 2);
     }
 
@@ -310,6 +320,9 @@ fn every_kernel_validates_and_is_written_for_every_driver() {
     let graphs = recordings();
     let nodes = nodes(&graphs);
     assert!(nodes.len() > 300, "only {} different kernels", nodes.len());
+    for variant in ["merge", ENDING] {
+        assert!(nodes.values().any(|node| node.variant == variant), "no {variant} among them");
+    }
     for (text, node) in &nodes {
         let module = parse(text, node);
         // unpack2x16float is core WGSL; wgpu grants it on all but old GLES.
