@@ -417,10 +417,16 @@ fn coop_cut(caps: &Caps, a: &Attention, shares: u32) -> Option<Cut> {
 fn coop_head(cut: &Cut, a: &Attention) -> Vec<(&'static str, Value)> {
     let &Cut { edge, lanes, rows, wm, subgroups, shares } = cut;
     let padded = a.head_dim.next_multiple_of(edge);
-    let values =
-        [("EDGE", edge), ("LANES", lanes), ("DP", padded), ("WM", wm), ("ROWS", rows), ("SUBGROUPS", subgroups)];
-    let values = values.into_iter().chain([("SHARES", shares)]);
-    let mut head: Vec<_> = values.map(|(name, value)| (name, Value::U32(value))).collect();
+    let values = [
+        ("EDGE", edge),
+        ("LANES", lanes),
+        ("DP", padded),
+        ("WM", wm),
+        ("ROWS", rows),
+        ("SUBGROUPS", subgroups),
+        ("SHARES", shares),
+    ];
+    let mut head: Vec<_> = values.map(|(name, value)| (name, Value::U32(value))).to_vec();
     head.push(("RAGGED", Value::Bool(!a.kv.tokens().is_multiple_of(edge))));
     head.extend(mat_types(edge));
     head
