@@ -8,6 +8,7 @@ use crate::gpu::upload::{Uploader, upload_bytes};
 use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
 use crate::lora::Patches;
 use crate::ops::repack::{FileType, LowRank, Repack, repack};
+use crate::ops::row_sums::{self, Normed};
 use crate::ops::{Conv, Linear, Norm, Param};
 use crate::weights::Weights;
 
@@ -35,6 +36,8 @@ struct Upload {
     names: Vec<String>,
     /// Bytes of LoRAs' factors that wait for the chunk.
     factors: u64,
+    /// Norms to fold into their layers once those are packed: what is under way before them is.
+    folds: Vec<(Norm, Linear)>,
 }
 
 struct Pending {
@@ -183,6 +186,26 @@ impl<'a> Loader<'a> {
         Ok(Norm { gamma, beta, eps })
     }
 
+    /// The norm before a linear layer, folded into it where the device multiplies so (`ops::row_sums`): the layer then has a bias.
+    ///
+    /// # Errors
+    /// Of the file, or of the device.
+    pub async fn normed(&mut self, prefix: &str, eps: f32, mut linear: Linear) -> Result<Normed> {
+        let [_, _, k, n] = linear.weight.dims.map(|d| d as usize);
+        let norm = self.norm(prefix, k, eps).await?;
+        let gpu = self.gpu;
+        let folded = row_sums::folds(gpu.caps(), |op| gpu.forced_variant(op), self.act);
+        if folded {
+            if linear.bias.is_none() {
+                linear.bias = Some(self.values(prefix, n, |_| Ok(vec![0.0; n])).await?);
+            }
+            if let Some(upload) = &mut self.upload {
+                upload.folds.push((norm.clone(), linear.clone()));
+            }
+        }
+        Ok(Normed { norm, linear, folded })
+    }
+
     /// `[n, k]` of a linear layer, or `[n, k, 1, 1]` of a 1x1 convolution in its place.
     fn matrix(&self, prefix: &str, k: usize, n: usize) -> Matrix {
         let name = format!("{prefix}.weight");
@@ -315,7 +338,7 @@ impl<'a> Loader<'a> {
     async fn flush(&mut self) -> Result<()> {
         let Some(upload) = &mut self.upload else { return Ok(()) };
         let (Some(uploader), Some(found)) = (&mut upload.uploader, &upload.found) else { return Ok(()) };
-        if upload.pending.is_empty() {
+        if upload.pending.is_empty() && upload.folds.is_empty() {
             return Ok(());
         }
         uploader.send();
@@ -334,11 +357,18 @@ impl<'a> Loader<'a> {
             let out = out.bind(&mut g);
             repack(&mut g, raw, out, words, r, lora);
         }
+        for (norm, linear) in &upload.folds {
+            row_sums::fold(&mut g, norm, linear);
+        }
         let program = Program::new(self.gpu, g).await?;
         let scalars = self.gpu.steps(&[Step::default()]).await?;
         let mut step = self.gpu.record(false);
         step.run(&program, &[], &scalars, 0);
         step.submit(None).await?;
+        for (norm, _) in upload.folds.drain(..) {
+            norm.gamma.buffer.write(&vec![1f32; norm.gamma.dims[3] as usize]);
+            norm.beta.buffer.write(&vec![0f32; norm.beta.dims[3] as usize]);
+        }
         upload.pending.clear();
         upload.factors = 0;
         if upload.names.len() as u64 * 8 == FOUND_BYTES {

@@ -28,6 +28,7 @@ use scumble::ops::narrow::narrow;
 use scumble::ops::pack::pack;
 use scumble::ops::repack::{FileType, LowRank, Repack, repack};
 use scumble::ops::repeat::repeat;
+use scumble::ops::row_sums::{Normed, fold as fold_norm, folds};
 use scumble::ops::take::take;
 use scumble::ops::time_embedding::{Rows, time_embedding};
 use scumble::ops::touch::touch;
@@ -110,7 +111,7 @@ impl Recorder<'_> {
         {
             let bias_rows = bias_rows.map(|tensor| BiasRows { tensor, offset: 4, rows: 9 });
             for f32_out in [false, true] {
-                all.push((own_bias, Epilogue { activation, residual, bias_rows, f32_out }));
+                all.push((own_bias, Epilogue { activation, residual, bias_rows, f32_out, normed: None }));
             }
         }
         all
@@ -184,9 +185,43 @@ impl Recorder<'_> {
         if let Some(folded) = fold_context(&mut self.g, &q, &out, kv, 2) {
             for tokens in [64, 70] {
                 let [x, rest] = [0; 2].map(|_| self.input([2, 1, tokens, 64]));
-                cross(&mut self.g, x, &folded, &out, rest);
+                cross(&mut self.g, x, None, &folded, &out, rest);
             }
         }
+    }
+
+    /// Norms folded into the layers after them: of whole products and of shares, before whole products and shares, with GEGLU, before prompts.
+    fn folded_norms(&mut self) {
+        let gpu = self.gpu;
+        if self.weights != DType::F16 || !folds(gpu.caps(), |op| gpu.forced_variant(op), self.g.dtype) {
+            return;
+        }
+        let normed = |linear| Normed { norm: self.norm(64), linear, folded: true };
+        let [qkv, up, q] =
+            [self.linear(64, 192, true), self.linear(64, 512, true), self.linear(64, 64, true)].map(normed);
+        fold_norm(&mut self.g, &qkv.norm, &qkv.linear);
+        let (near, far) = (self.linear(64, 64, true), self.linear(1536, 64, true));
+        let out = self.linear(64, 64, true);
+        for layer in [&near, &far] {
+            let before = self.input([2, 1, 66, layer.weight.dims[2]]);
+            let of = |g: &mut Graph| matmul(g, before, layer, Epilogue::default());
+            let x = of(&mut self.g);
+            qkv.forward(&mut self.g, x, Epilogue::default());
+            let x = of(&mut self.g);
+            up.forward(&mut self.g, x, Epilogue::act(Activation::Geglu));
+            let kv = self.input([2, 1, 77, 128]);
+            if let Some(folded) = fold_context(&mut self.g, &q.linear, &out, kv, 2) {
+                let x = of(&mut self.g);
+                let sums = q.sums(&mut self.g, x);
+                cross(&mut self.g, x, sums, &folded, &out, x);
+            }
+        }
+        // Deep and narrow: shares.
+        let wide = Normed { norm: self.norm(640), linear: self.linear(640, 64, true), folded: true };
+        let (layer, before) = (self.linear(64, 640, true), self.input([1, 1, 66, 64]));
+        let x = matmul(&mut self.g, before, &layer, Epilogue::default());
+        wide.forward(&mut self.g, x, Epilogue::default());
+        assert!(self.g.nodes().iter().all(|node| node.op != "layer_norm"), "a norm was not folded");
     }
 
     /// A feed-forward's end and the projection after it, as one where matrix units multiply.
@@ -285,6 +320,7 @@ fn recordings() -> Vec<Graph> {
                 recorder.attentions();
                 recorder.prompts();
                 recorder.chains();
+                recorder.folded_norms();
                 recorder.norms();
                 recorder.sampling();
                 recorder.loading();
@@ -322,6 +358,10 @@ fn every_kernel_validates_and_is_written_for_every_driver() {
     assert!(nodes.len() > 300, "only {} different kernels", nodes.len());
     for variant in ["merge", ENDING] {
         assert!(nodes.values().any(|node| node.variant == variant), "no {variant} among them");
+    }
+    for value in ["NORMED", "SUMMED", "BIASED"] {
+        let with = nodes.values().filter(|node| node.kernel.head.iter().any(|(name, _)| *name == value));
+        assert!(with.count() > 0, "no kernels with {value} among them");
     }
     for (text, node) in &nodes {
         let module = parse(text, node);

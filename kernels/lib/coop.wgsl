@@ -21,6 +21,8 @@ const WIDE: bool = false;       // A is f32 and may exceed f16: it is scaled dow
 const NARROWED: bool = false;   // .. and was, before (kernels/narrow)
 const SOFTMAX: u32 = 0u;         // 1: each subgroup's columns of a row are scores, of which only their softmax in powers of two is stored
 const KEYS: u32 = 0u;            // .. the first so many of them
+const NORMED: u32 = 0u;          // parts of the sums that A's rows came with (kernels/lib/row_sums.wgsl): the sums are of A's rows by centred weights, and row_scale(row) makes them the norm's
+const SUMMED: u32 = 0u;          // 1: leave such sums of the rows that are stored, a part for each subgroup's columns
 const RAGGED: bool = false;     // are there rows or columns beyond the matrix in a tile?
 const C_PAD: u32 = 0u;           // 2: rows of the epilogue's matrices lie in different banks, where there is memory for it (src/ops/tiles.rs)
 const GROUP: u32 = 8u;          // tiles down before the next column of tiles, so that neighbours share what is cached
@@ -160,6 +162,11 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let a_to = own_row(local) * A_ROW + local % A_RUN * A_FOURS;
     let b_to = own_line(local) * B_ROW + local % B_THREADS * B_FOURS;
     prepare(row0, n4_0, local, first);
+    //: if 0 < NORMED
+    //: for r in 0..(BM - 1) / THREADS + 1
+    let scale_$r = row_scale(row_of_c(min(row0 + local + $ru * THREADS, dims.m - 1u)));
+    //: end
+    //: end
     //: for i in 0..FM
     //: for j in 0..FN
     var acc_$i_$j = MatC();
@@ -170,6 +177,12 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: for i in 0..B_LOADS
     store_b(b_to + $iu / B_RUNS * (B_ROWS * B_ROW) + $iu % B_RUNS * B_RUN, load_b($iu));
+    //: end
+    //: if 0 < NORMED
+    // Nothing else is there before the end.
+    //: for r in 0..(BM - 1) / THREADS + 1
+    if (local + $ru * THREADS < BM) { c_tile[(local + $ru * THREADS) / 4u][(local + $ru * THREADS) % 4u] = scale_$r; }
+    //: end
     //: end
     workgroupBarrier();
     // The end of a tile is within the loop, and the loop's own end where no compiler can tell that it comes: NVIDIA's writes out eight
@@ -222,6 +235,15 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         // Every other row's lanes take the second of their two groups first: the even ones alone lie in half of the banks.
         let turned = (own_row_of_c(four) >> select(1u, 0u, C_PAD > 0u)) & 1u;
         //: end
+        //: if 0 < NORMED
+        //: for i in 0..FM
+        //: for t in 0..(FOURS - 1) / (LANES * (1 + PAIRED)) + 1
+        let own_$i_$t = min(wm + $iu * EDGE + own_row_of_c(four) + $tu * EACH / MATES, BM - 1u);
+        let norm_$i_$t = c_tile[own_$i_$t / 4u][own_$i_$t % 4u];
+        //: end
+        //: end
+        workgroupBarrier();
+        //: end
         //: for j in 0..FN
         let to4_$j = n4_0 + (wn + $ju * EDGE) / 4u + four % MATES;
         let bias_$j = bias_of_tile(row0, to4_$j);
@@ -246,7 +268,13 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
         subgroupBarrier();
         //: for t in 0..(FOURS - 1) / LANES + 1
-        let score_$i_$j_$t = scores(c_tile[c_from + $tu * LANES / MATES * C_ROW], $ju * EDGE + four % MATES * 4u);
+        //: if NORMED < 1
+        let raw_$i_$j_$t = c_tile[c_from + $tu * LANES / MATES * C_ROW];
+        //: end
+        //: if 0 < NORMED
+        let raw_$i_$j_$t = c_tile[c_from + $tu * LANES / MATES * C_ROW] * norm_${$i - 1}_$t + bias_$j;
+        //: end
+        let score_$i_$j_$t = scores(raw_$i_$j_$t, $ju * EDGE + four % MATES * 4u);
         top_$i_$t = max(top_$i_$t, highest(score_$i_$j_$t));
         //: end
         subgroupBarrier();
@@ -267,6 +295,11 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: end
         //: end
         //: if 0 < $i * (1 - SOFTMAX)
+        //: if 0 < SUMMED
+        //: for t in 0..(FOURS - 1) / LANES + 1
+        var sums_$i_$t = vec2<f32>(0.0);
+        //: end
+        //: end
         //: for j in 0..FN
         coopStoreT(acc_${$i - 1}_$j, &c_tile[c_to], C_ROW);
         subgroupBarrier();
@@ -276,12 +309,23 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
             let taken = c_from + $tu * EACH / MATES * C_ROW;
             let row = row_to + ($iu - 1u) * EDGE + $tu * EACH / MATES;
             if ((FOURS % EACH == 0u || four + $tu * EACH < FOURS) && within_c(row, to4_$j)) {
+                //: if NORMED < 1
                 let scale = select(1.0, SCALE, WIDE);
+                //: end
+                //: if 0 < NORMED
+                let scale = norm_${$i - 1}_$t;
+                //: end
                 let to = row_of_c(row);
                 //: if PAIRED < 1
                 var first = c_tile[taken] * scale + bias_$j;
                 if (BIAS == 3u) { first += load_bias(to, to4_$j); }
+                //: if SUMMED < 1
                 store_four(to, to4_$j, first, rest_${$i - 1}_$j_$t);
+                //: end
+                //: if 0 < SUMMED
+                let kept = store_four(to, to4_$j, first, rest_${$i - 1}_$j_$t);
+                sums_$i_$t += vec2<f32>(dot(kept, vec4<f32>(1.0)), dot(kept, kept));
+                //: end
                 //: end
                 //: if 0 < PAIRED
                 let one = c_tile[taken + turned];
@@ -298,6 +342,17 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         }
         //: end
         subgroupBarrier();
+        //: end
+        //: if 0 < SUMMED
+        //: for t in 0..(FOURS - 1) / LANES + 1
+        {
+            let sums = vec2<f32>(of_row_sum(sums_$i_$t.x), of_row_sum(sums_$i_$t.y));
+            let row = row_to + ($iu - 1u) * EDGE + $tu * LANES / MATES;
+            let strip = (n4_0 * 4u + wn) / WN;
+            // The lane of a row's first columns in the matrix.
+            if (lane % MATES == 0u && lane + $tu * LANES < FOURS && within_c(row, strip * (WN / 4u))) { keep_sums(row_of_c(row), strip, sums); }
+        }
+        //: end
         //: end
         //: end
         //: end

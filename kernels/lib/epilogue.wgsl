@@ -34,11 +34,13 @@ fn load_residual(row: u32, n4: u32) -> residual4 {
 }
 
 //: if 0 < STORES
-// Four channels, unless they are PAIRED: their sum with the bias, and what is added last.
-fn store_four(row: u32, n4: u32, sum: vec4<f32>, rest: residual4) {
+// Four channels, unless they are PAIRED: their sum with the bias, and what is added last. What is stored, to be summed.
+fn store_four(row: u32, n4: u32, sum: vec4<f32>, rest: residual4) -> vec4<f32> {
     var v = activate(sum);
     if (HAS_RESIDUAL) { v += vec4<f32>(rest); }
-    out[row * dims.n4 + n4] = out4(v);
+    let stored = out4(v);
+    out[row * dims.n4 + n4] = stored;
+    return vec4<f32>(stored);
 }
 
 // Two neighbouring groups of four channels, n4 even, which with GEGLU are the value and its gate, and make one output.

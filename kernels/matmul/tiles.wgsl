@@ -5,14 +5,33 @@ alias weight4 = vec4<f16>;
 alias out4 = vec4<f16>;
 alias residual4 = vec4<f16>;
 
-struct Dims { m: u32, n4: u32, k4: u32, rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32 }
+struct Dims {
+    m: u32, n4: u32, k4: u32, rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32,
+    //: if 0 < NORMED
+    per_channel: f32, eps: f32,     // 1 / A's channels; the norm's
+    //: end
+}
 
 @group(0) @binding(0) var<storage, read> a: array<elem4>;           // [M, K/4], A_FOURS of them in one
 @group(0) @binding(1) var<storage, read> b: array<weight4>;         // [K, N/4], B_FOURS of them in one
 @group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
 @group(0) @binding(3) var<storage, read> residual: array<residual4>; // [M, N/4]
+//: if NORMED + SUMMED < 1
 @group(0) @binding(4) var<storage, read_write> out: array<out4>;    // [M, N/4]
 @group(0) @binding(5) var<uniform> dims: Dims;
+//: end
+//: if 0 < NORMED
+@group(0) @binding(4) var<storage, read> row_sums: array<vec2<f32>>; // [M, NORMED] of A
+@group(0) @binding(5) var<storage, read_write> out: array<out4>;
+@group(0) @binding(6) var<uniform> dims: Dims;
+//: end
+//: if 0 < SUMMED
+@group(0) @binding(4) var<storage, read_write> out: array<out4>;
+@group(0) @binding(5) var<storage, read_write> kept_sums: array<vec2<f32>>;  // [M, N / WN] of C
+@group(0) @binding(6) var<uniform> dims: Dims;
+
+fn keep_sums(row: u32, strip: u32, sums: vec2<f32>) { kept_sums[row * ((dims.n4 * 4u + WN - 1u) / WN) + strip] = sums; }
+//: end
 
 // Where this thread's first loads of the step are, and how long rows are, in loads.
 var<private> a_row: u32;

@@ -312,6 +312,11 @@ impl Graph {
         Some(last)
     }
 
+    /// The last node: an op that has it do more changes it.
+    pub(crate) fn last_mut(&mut self) -> Option<&mut Node> {
+        self.nodes.last_mut()
+    }
+
     /// New weights that are computed from others.
     pub fn weights(&mut self, label: &'static str, dims: [u32; 4], dtype: DType) -> Tensor {
         self.add(label, dims, dtype, Place::Slot)

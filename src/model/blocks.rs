@@ -13,6 +13,7 @@ use crate::ops::group_norm::group_norm;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::matmul;
 use crate::ops::repeat::repeat;
+use crate::ops::row_sums::Normed;
 use crate::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm};
 
 /// ResnetBlock2D: norm, SiLU, conv, + time embedding, norm, SiLU, conv, + shortcut.
@@ -106,23 +107,20 @@ impl ContextKv {
     pub fn map(&self, mut of: impl FnMut(Tensor) -> Tensor) -> ContextKv {
         match *self {
             ContextKv::Apart(kv) => ContextKv::Apart(of(kv)),
-            ContextKv::Folded(f) => ContextKv::Folded(Folded { keys: of(f.keys), values: of(f.values), ..f }),
+            ContextKv::Folded(folded) => ContextKv::Folded(folded.map(of)),
         }
     }
 }
 
 /// BasicTransformerBlock: self-attention, cross-attention, feed-forward, each with norm before and residual after.
 pub struct TransformerBlock {
-    norm1: Norm,
-    qkv: Linear,
+    qkv: Normed,
     out1: Linear,
-    norm2: Norm,
-    q: Linear,
+    q: Normed,
     /// Context D → [k, v].
     kv: Linear,
     out2: Linear,
-    norm3: Norm,
-    up: Linear,
+    up: Normed,
     down: Linear,
     heads: u32,
 }
@@ -133,16 +131,17 @@ impl TransformerBlock {
         let projections = |attn: &str, which: &[&str]| -> Vec<String> {
             which.iter().map(|w| format!("{name}.{attn}.to_{w}")).collect()
         };
+        let [norm1, norm2, norm3] = ["norm1", "norm2", "norm3"].map(|norm| format!("{name}.{norm}"));
+        let qkv = l.fused(&projections("attn1", &["q", "k", "v"]), c, &[c; 3], false).await?;
+        let q = l.linear(&format!("{name}.attn2.to_q"), c, c, false).await?;
+        let up = l.geglu(&format!("{name}.ff.net.0.proj"), c, 4 * c).await?;
         Ok(TransformerBlock {
-            norm1: l.norm(&format!("{name}.norm1"), c, 1e-5).await?,
-            qkv: l.fused(&projections("attn1", &["q", "k", "v"]), c, &[c; 3], false).await?,
+            qkv: l.normed(&norm1, 1e-5, qkv).await?,
             out1: l.linear(&format!("{name}.attn1.to_out.0"), c, c, true).await?,
-            norm2: l.norm(&format!("{name}.norm2"), c, 1e-5).await?,
-            q: l.linear(&format!("{name}.attn2.to_q"), c, c, false).await?,
+            q: l.normed(&norm2, 1e-5, q).await?,
             kv: l.fused(&projections("attn2", &["k", "v"]), cross_dim, &[c; 2], false).await?,
             out2: l.linear(&format!("{name}.attn2.to_out.0"), c, c, true).await?,
-            norm3: l.norm(&format!("{name}.norm3"), c, 1e-5).await?,
-            up: l.geglu(&format!("{name}.ff.net.0.proj"), c, 4 * c).await?,
+            up: l.normed(&norm3, 1e-5, up).await?,
             down: l.linear(&format!("{name}.ff.net.2"), 4 * c, c, true).await?,
             heads: heads as u32,
         })
@@ -151,7 +150,7 @@ impl TransformerBlock {
     /// Of hidden states [P, 1, S, D].
     pub fn context(&self, g: &mut Graph, hidden: Tensor) -> ContextKv {
         let kv = matmul(g, hidden, &self.kv, Epilogue::default());
-        match fold(g, &self.q, &self.out2, kv, self.heads) {
+        match fold(g, &self.q.linear, &self.out2, kv, self.heads) {
             Some(folded) => ContextKv::Folded(folded),
             None => ContextKv::Apart(kv),
         }
@@ -167,8 +166,7 @@ impl TransformerBlock {
         mass_of: Option<u32>,
         share: u32,
     ) -> ([Tensor; 2], Option<Tensor>) {
-        let h = layer_norm(g, x, &self.norm1);
-        let qkv = matmul(g, h, &self.qkv, Epilogue::default());
+        let qkv = self.qkv.forward(g, x, Epilogue::default());
         let own = Attention::fused(qkv, self.heads);
         let (h, mass) = match mass_of {
             Some(batch) => {
@@ -179,24 +177,24 @@ impl TransformerBlock {
         };
         let x = matmul(g, h, &self.out1, Epilogue::add(x));
 
-        let h = layer_norm(g, x, &self.norm2);
         // Here the prompts part.
-        let x = repeat(g, x, share);
         let x = match kv {
             ContextKv::Folded(folded) => {
-                let h = repeat(g, h, share);
-                cross(g, h, &folded, &self.out2, x)
+                // Sums are of rows as they were stored, not of repeated ones.
+                let sums = if share == 1 { self.q.sums(g, x) } else { None };
+                let h = if sums.is_some() { x } else { layer_norm(g, x, &self.q.norm) };
+                let [h, x] = [h, x].map(|h| repeat(g, h, share));
+                cross(g, h, sums, &folded, &self.out2, x)
             }
             ContextKv::Apart(kv) => {
-                let q = matmul(g, h, &self.q, Epilogue::default());
-                let q = repeat(g, q, share);
+                let q = self.q.forward(g, x, Epilogue::default());
+                let [q, x] = [q, x].map(|h| repeat(g, h, share));
                 let h = attention(g, &Attention::cross(q, kv, self.heads));
                 matmul(g, h, &self.out2, Epilogue::add(x))
             }
         };
 
-        let h = layer_norm(g, x, &self.norm3);
-        let h = matmul(g, h, &self.up, Epilogue::act(Activation::Geglu));
+        let h = self.up.forward(g, x, Epilogue::act(Activation::Geglu));
         ([h, x], mass)
     }
 }

@@ -1,7 +1,7 @@
 //! matmul: C = act(A B + bias) + residual, A [M, K] activations, B [K, N] weights.
 
 use super::product::{self, Product};
-use super::tiles::{Layout, Shape};
+use super::tiles::{Layout, Method, Shape};
 use super::{Activation, Epilogue, Linear, Variant, assert_residual, source, vec4_of, weight_lib};
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source};
@@ -26,7 +26,7 @@ pub struct Dims {
 static PORTABLE: Source = source!("matmul/portable.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
 static REGISTER: Source = source!("matmul/register.wgsl", "lib/rows_each.wgsl", "lib/epilogue.wgsl");
 static SUBGROUP: Source = source!("matmul/register.wgsl", "lib/rows_shared.wgsl", "lib/epilogue.wgsl");
-static COOP: Source = source!("matmul/tiles.wgsl", "lib/coop.wgsl", "lib/row.wgsl");
+static COOP: Source = source!("matmul/tiles.wgsl", "lib/coop.wgsl", "lib/row.wgsl", "lib/row_sums.wgsl");
 static TILE: Source = source!("matmul/tiles.wgsl", "lib/tile.wgsl");
 
 /// The product in tiles: on matrix units, and by multiply-adds.
@@ -81,16 +81,32 @@ pub static VARIANTS: &[Variant<Dims>] = &[
     },
 ];
 
+fn shape(a: Tensor, layer: &Linear) -> Shape {
+    let [_, _, k, n] = layer.weight.dims;
+    Shape { m: a.rows(), n, k, slices: 1, depth: k, whole: 0 }
+}
+
+/// Can matrix units multiply `a` by this layer?
+pub(crate) fn on_units(g: &Graph, a: Tensor, layer: &Linear) -> bool {
+    product::fits(g, &shape(a, layer), Layout::Rows, [a.dtype, layer.weight.dtype])
+}
+
 /// Record C = act(A B + bias) + residual. A: [B, H, W, K]; C: [B, H, W, N], or N/2 with GEGLU.
 pub fn matmul(g: &mut Graph, a: Tensor, layer: &Linear, epilogue: Epilogue) -> Tensor {
     let [_, _, k, n] = layer.weight.dims;
     assert_eq!(a.channels(), k, "matmul: A {:?} with weights [{k}, {n}]", a.dims);
-    let shape = Shape { m: a.rows(), n, k, slices: 1, depth: k, whole: 0 };
-    let suits = product::fits(g, &shape, Layout::Rows, [a.dtype, layer.weight.dtype]);
+    let (shape, suits) = (shape(a, layer), on_units(g, a, layer));
     let half = [a.dtype, layer.weight.dtype] == [DType::F16; 2];
     let dims = Dims { m: a.rows(), n4: n / 4, k4: k / 4, coop: suits, tile: product::tiled(g, &shape), half };
     let form = format!("{:?} {:?} {:?}", a.dtype, layer.weight.dtype, epilogue.activation);
-    let (variant, cut) = product::pick(g, ("matmul", VARIANTS), &dims, &shape, &form);
+    let (variant, cut) = match epilogue.normed {
+        None => product::pick(g, ("matmul", VARIANTS), &dims, &shape, &form),
+        Some(_) => {
+            let cut = product::pick_cut(g, "matmul", &shape, &form, Method::Coop);
+            assert!(cut.is_some() && suits, "matmul: rows of {:?} are scaled on matrix units only", a.dims);
+            (&VARIANTS[0], cut)
+        }
+    };
     let geglu = epilogue.activation == Activation::Geglu;
     let columns = if geglu { n / 2 } else { n };
     assert!(

@@ -22,6 +22,7 @@ pub mod pack;
 pub mod product;
 pub mod repack;
 pub mod repeat;
+pub mod row_sums;
 pub mod take;
 pub mod tiles;
 pub mod time_embedding;
@@ -61,6 +62,7 @@ pub fn tables() -> Vec<(&'static str, Vec<Row>)> {
         ("layer_norm", rows(layer_norm::VARIANTS)),
         ("cross", cross::VARIANTS.to_vec()),
         ("chain", chain::VARIANTS.to_vec()),
+        ("row_sums", row_sums::VARIANTS.to_vec()),
         ("touch", touch::VARIANTS.to_vec()),
     ]
 }
@@ -239,6 +241,8 @@ pub struct Epilogue {
     pub bias_rows: Option<BiasRows>,
     /// Store f32 whatever the graph's element type.
     pub f32_out: bool,
+    /// The layer holds the norm before it, of whose input these are the sums: it is scaled by row before the bias. On matrix units only.
+    pub normed: Option<row_sums::RowSums>,
 }
 
 impl Epilogue {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::row_sums::RowSums;
 use super::tiles::{Cut, Layout, Method, Shape, Tile, count, cuts, tiles};
 use super::{Activation, BIAS, Epilogue, ONE_A_TILE, Param, SEVERAL, Variant, candidates, source, vec4_of, weight_lib};
 use crate::gpu::Caps;
@@ -14,7 +15,7 @@ pub(crate) static EPILOGUE: Source = source!("lib/epilogue.wgsl");
 /// Plain sums where it has a share.
 static PARTIAL: Source = source!("lib/partial.wgsl");
 static BARE: Source = source!("lib/bare.wgsl");
-static REDUCE: Source = source!("matmul/reduce.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
+static REDUCE: Source = source!("matmul/reduce.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl", "lib/row_sums.wgsl");
 
 /// The sum of a product's shares, as dispatches are named.
 pub(crate) const REDUCED: &str = "reduce";
@@ -148,19 +149,29 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         ("weight4", weight4),
         ("out4", vec4_of(stored.dtype)),
     ]);
+    // Sums of A's rows, the kernel's value for them, and its words.
+    let normed: Vec<RowSums> = epilogue.normed.into_iter().collect();
+    let parts_of_sums = normed.iter().map(|sums| ("NORMED", Value::U32(sums.parts)));
+    let sums: Vec<Tensor> = normed.iter().map(|sums| sums.tensor).collect();
+    let norm_words = normed.iter().flat_map(|sums| [(1.0 / sums.channels as f32).to_bits(), sums.eps.to_bits()]);
+    let words: Vec<u32> = words.into_iter().chain(norm_words).collect();
     if shares.is_some() {
         head.push(("residual4", vec4_of(residual.dtype)));
+        dims.extend(&words[..3]);
+        reads.extend([bias, residual]);
     } else {
+        assert!(normed.is_empty() || tile.method == Method::Coop, "{op}: rows normed by {}", tile.method.name());
         // Rows of a tile that share one of several rows of biases fetch it once.
-        let one = shape.slices == 1 && words[0].is_multiple_of(tile.bm) && tile.method == Method::Coop;
+        let own = if shape.slices == 1 { words[0].is_multiple_of(tile.bm) } else { words[0] == shape.m };
+        let one = own && tile.method == Method::Coop;
         let shared = |part: (&'static str, Value)| match part {
             (BIAS, Value::U32(SEVERAL)) if one => (BIAS, Value::U32(ONE_A_TILE)),
             part => part,
         };
-        head.extend(parts.iter().cloned().map(shared));
+        head.extend(parts.iter().cloned().map(shared).chain(parts_of_sums.clone()));
+        dims.extend(&words);
+        reads.extend([&[bias, residual], &sums[..]].concat());
     }
-    reads.extend([bias, residual]);
-    dims.extend(words);
     let tiles = shape.m.div_ceil(tile.bm) * shape.n.div_ceil(tile.bn);
     let weights = weight_lib(weights);
     g.push(Node {
@@ -184,8 +195,12 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     g.push(Node {
         op,
         variant: REDUCED,
-        kernel: Kernel { source: &REDUCE, libs: vec![], head: [parts, types.to_vec()].concat() },
-        reads: vec![shares, bias, residual],
+        kernel: Kernel {
+            source: &REDUCE,
+            libs: vec![],
+            head: parts.into_iter().chain(types).chain(parts_of_sums).collect(),
+        },
+        reads: [&[shares, bias, residual], &sums[..]].concat(),
         writes: vec![result],
         dims: [&[rows, shape.n / 4][..], &words].concat(),
         step: false,

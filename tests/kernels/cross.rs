@@ -35,7 +35,7 @@ fn case(place: &Place, [prompts, batch, tokens, keys]: [u32; 4], [heads, head_di
     let Some(folded) = folded else {
         panic!("[{prompts}, {batch}, {tokens}, {keys}] {heads} x {head_dim} was not folded")
     };
-    let y = cross(&mut run.g, x_in, &folded, &out, rest_in);
+    let y = cross(&mut run.g, x_in, None, &folded, &out, rest_in);
     let got = run.finish(&[y]);
     let width = c as usize;
     let attended = Case {

@@ -71,7 +71,7 @@ impl HostEpilogue {
             let flat: Tensor = run.bind(&self.residual);
             run.g.view(flat, out)
         });
-        Epilogue { activation: self.form.activation, residual, bias_rows, f32_out: self.form.f32_out }
+        Epilogue { activation: self.form.activation, residual, bias_rows, f32_out: self.form.f32_out, normed: None }
     }
 
     /// The definition, of sums [rows, columns].

@@ -11,7 +11,7 @@ use crate::harness::{Place, everywhere, together};
 use crate::matmul::product;
 use crate::values::{Draws, Host, HostNorm, normal, normal_at, weights};
 
-fn reference(x: &Host, norm: &HostNorm) -> Vec<f64> {
+pub fn reference(x: &Host, norm: &HostNorm) -> Vec<f64> {
     let mut out = Vec::with_capacity(x.values.len());
     for row in x.values.chunks_exact(x.channels()) {
         let count = row.len() as f64;

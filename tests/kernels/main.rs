@@ -25,6 +25,7 @@ mod narrow;
 mod pack;
 mod repack;
 mod repeat;
+mod row_sums;
 mod take;
 mod time_embedding;
 mod touch;
