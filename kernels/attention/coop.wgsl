@@ -8,6 +8,7 @@
 // Rescaling the output when a row's maximum grows is dear, and done late: a row keeps the maximum of its first block until
 // another score exceeds it 2^12 times, which f16 still holds, and then all rows of the subgroup are rescaled at once.
 alias elem4 = vec4<f16>;
+alias kv4 = vec4<f16>;
 alias out4 = vec4<f16>;             // f32 for a part of the keys
 const EDGE: u32 = 16u;              // of a matrix
 const LANES: u32 = 32u;             // of a subgroup
@@ -17,7 +18,9 @@ const WM: u32 = 32u;                // queries of a subgroup, a multiple of ROWS
 const ROWS: u32 = 16u;              // of a pass: so many matrices that every lane has a group of four
 const SUBGROUPS: u32 = 16u;
 const SHARES: u32 = 1u;             // workgroups that share the keys
-const RAGGED: bool = false;         // are there keys beside whole blocks of EDGE?
+const STAGE: u32 = 1u;              // blocks of EDGE keys from one barrier of the workgroup to the next
+const KV_FOURS: u32 = 1u;           // groups of four that a load of keys and values has: two where they are read as numbers of 16 bytes
+const RAGGED: bool = false;         // are there keys beside whole stages?
 const WITH_LSE: bool = false;       // also write log(sum(exp(scores))) per row, for attention/mass
 const PASSES: u32 = WM / ROWS;
 const FR: u32 = ROWS / EDGE;        // matrices of a pass
@@ -28,11 +31,17 @@ const DP4: u32 = DP / 4u;
 const E4: u32 = EDGE / 4u;
 const EACH: u32 = ROWS * E4 / LANES;    // groups of four that a lane has
 const MATES: u32 = E4 / EACH;           // lanes of a row
-const KV_ROW: u32 = DP4 + 2u;
+// A key and its value lie side by side. What a matrix has of either beyond the head is the value's or nobody's: queries are zero there, and
+// no output is stored. A row is an odd number of 16 bytes, so that the rows of a matrix lie in different banks.
+const KV_WIDE: u32 = (D4 + 1u) / 2u * 2u;
+const KV_ROW: u32 = (KV_WIDE + DP4) / 4u * 4u + 2u;
+const KV_LOADS: u32 = KV_WIDE / KV_FOURS;   // of a key, and of a value
 const OWN_ROW: u32 = E4 + 2u;           // of a subgroup's scores, and of its probabilities
-const BLOCK: u32 = EDGE * DP4;          // groups of four of a block's keys, and of its values
-const TILE: u32 = EDGE * KV_ROW;
-const LOADS: u32 = (2u * BLOCK + THREADS - 1u) / THREADS;
+const KEYS: u32 = STAGE * EDGE;         // of a stage
+const TILE: u32 = KEYS * KV_ROW;
+const K_LOADS: u32 = KEYS * KV_LOADS;   // of a stage's keys, and of its values
+const ALL_LOADS: u32 = 2u * K_LOADS;
+const LOADS: u32 = (ALL_LOADS + THREADS - 1u) / THREADS;
 alias MatA = coop_mat16x16<f16, A>;
 alias MatB = coop_mat16x16<f16, B>;
 alias MatC = coop_mat16x16<f32, C>;
@@ -46,13 +55,13 @@ struct Dims {
 }
 
 @group(0) @binding(0) var<storage, read> q: array<elem4>;           // [B, queries, q_stride4]
-@group(0) @binding(1) var<storage, read> kv: array<elem4>;          // [B / kv_repeat, keys, kv_stride4]
+@group(0) @binding(1) var<storage, read> kv: array<kv4>;            // [B / kv_repeat, keys, kv_stride4], KV_FOURS in one
 @group(0) @binding(2) var<storage, read_write> out: array<out4>;    // [SHARES, B, queries, heads D4]
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;     // [SHARES, B, heads, queries]
 @group(0) @binding(4) var<uniform> dims: Dims;
 
-// Keys and values of this block and of the next. Each array is a multiple of 16 bytes long: matrices are loaded from such addresses.
-var<workgroup> kv_tile: array<vec4<f16>, 4u * TILE>;
+// Keys and values of this stage and of the next. Each array is a multiple of 16 bytes long: matrices are loaded from such addresses.
+var<workgroup> kv_tile: array<vec4<f16>, 2u * TILE>;
 var<workgroup> s_tile: array<vec4<f32>, SUBGROUPS * ROWS * OWN_ROW>;
 var<workgroup> p_tile: array<vec4<f16>, SUBGROUPS * ROWS * OWN_ROW>;
 
@@ -60,16 +69,16 @@ const LOG2E: f32 = 1.44269504089;
 const LOWEST: f32 = -1.0e30;        // below every score; fast math forbids infinities
 const HEADROOM: f32 = 12.0;
 
-// Of a block's groups of four: first its keys, then its values.
-fn load_kv(base: u32, key0: u32, i: u32) -> vec4<f16> {
-    let value = i >= BLOCK;
-    let at = select(i, i - BLOCK, value);
-    let key = key0 + at / DP4;
-    let d4 = at % DP4;
+// The stage's load i: first of its keys, then of its values, so that most loads of a thread are known to be of the one or the other.
+fn load_kv(base: u32, key0: u32, i: u32) -> kv4 {
+    let value = i >= K_LOADS;
+    let at = select(i, i - K_LOADS, value);
+    let key = key0 + at / KV_LOADS;
+    let d4 = at % KV_LOADS * KV_FOURS;
     // Values beyond the last are zero: 0 times what lies there might be no number.
-    if (d4 >= D4 || i >= 2u * BLOCK || (value && key >= dims.keys)) { return vec4<f16>(); }
+    if (d4 >= D4 || i >= ALL_LOADS || (value && key >= dims.keys)) { return kv4(); }
     let offset = select(dims.k_offset4, dims.v_offset4, value);
-    return kv[base + offset + min(key, dims.keys - 1u) * dims.kv_stride4 + d4];
+    return kv[(base + offset + min(key, dims.keys - 1u) * dims.kv_stride4 + d4) / KV_FOURS];
 }
 
 // A group of four of a query; zeros beyond the head.
@@ -79,15 +88,33 @@ fn load_q(base: u32, query: u32, d4: u32) -> vec4<f16> {
 }
 
 fn place_kv(i: u32) -> u32 {
-    let value = i >= BLOCK;
-    let at = select(i, i - BLOCK, value);
-    return select(0u, TILE, value) + at / DP4 * KV_ROW + at % DP4;
+    let value = i >= K_LOADS;
+    let at = select(i, i - K_LOADS, value);
+    return select(0u, KV_WIDE, value) + at / KV_LOADS * KV_ROW + at % KV_LOADS * KV_FOURS;
 }
+
+//: if KV_FOURS < 2
+fn store_kv(at: u32, value: kv4) { kv_tile[at] = value; }
+//: end
+//: if 1 < KV_FOURS
+// Eight halves that were read as numbers: see kernels/lib/coop.wgsl.
+fn halves(bits: vec2<u32>) -> vec4<f16> { return vec4<f16>(vec4<f32>(unpack2x16float(bits.x), unpack2x16float(bits.y))); }
+
+fn store_kv(at: u32, value: kv4) {
+    kv_tile[at] = halves(value.xy);
+    kv_tile[at + 1u] = halves(value.zw);
+}
+//: end
 
 // Four scores of the keys from `key` on; those that are not there are below every other.
 fn scores(value: vec4<f32>, key: u32) -> vec4<f32> {
     if (!RAGGED) { return value; }
     return select(vec4<f32>(LOWEST), value, vec4<u32>(key) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(dims.keys));
+}
+
+// 2^(x scale - top), each by itself: as a vector, compilers hold top four times.
+fn weights(x: vec4<f32>, scale: f32, top: f32) -> vec4<f32> {
+    return vec4<f32>(exp2(x.x * scale - top), exp2(x.y * scale - top), exp2(x.z * scale - top), exp2(x.w * scale - top));
 }
 
 @compute @workgroup_size(THREADS)
@@ -101,9 +128,9 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: if 1 < SHARES
     let batch = wid.z % dims.batch;
     let share = wid.z / dims.batch;
-    let blocks = (dims.keys + EDGE - 1u) / EDGE;
-    let from_key = blocks * share / SHARES * EDGE;
-    let to_key = min(blocks * (share + 1u) / SHARES * EDGE, dims.keys);
+    let stages = (dims.keys + KEYS - 1u) / KEYS;
+    let from_key = stages * share / SHARES * KEYS;
+    let to_key = min(stages * (share + 1u) / SHARES * KEYS, dims.keys);
     //: end
     let subgroup = local / LANES;
     let lane = local % LANES;
@@ -124,7 +151,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: for i in 0..LOADS
     let kv_to_$i = place_kv(local + $iu * THREADS);
     let kv_first_$i = load_kv(kv_base, from_key, local + $iu * THREADS);
-    var kv_$i = load_kv(kv_base, from_key + EDGE, local + $iu * THREADS);
+    var kv_$i = load_kv(kv_base, from_key + KEYS, local + $iu * THREADS);
     //: end
     //: end
     let q_base = batch * dims.queries * dims.q_stride4 + dims.q_offset4 + head * D4;
@@ -165,33 +192,37 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: if SUBGROUPS < 9
     //: for i in 0..LOADS
-    if (local + $iu * THREADS < 2u * BLOCK) { kv_tile[kv_to_$i] = kv_first_$i; }
+    if (local + $iu * THREADS < ALL_LOADS) { store_kv(kv_to_$i, kv_first_$i); }
     //: end
     //: end
     //: if 8 < SUBGROUPS
     //: for i in 0..LOADS
     let kv_to_$i = place_kv(local + $iu * THREADS);
     var kv_$i = load_kv(kv_base, from_key, local + $iu * THREADS);
-    if (local + $iu * THREADS < 2u * BLOCK) { kv_tile[kv_to_$i] = kv_$i; }
-    kv_$i = load_kv(kv_base, from_key + EDGE, local + $iu * THREADS);
+    if (local + $iu * THREADS < ALL_LOADS) { store_kv(kv_to_$i, kv_$i); }
+    kv_$i = load_kv(kv_base, from_key + KEYS, local + $iu * THREADS);
     //: end
     //: end
     workgroupBarrier();
 
     var here = 0u;
-    for (var key0 = from_key; key0 < to_key; key0 += EDGE) {
-        // The next block; the one after it is fetched while this one is multiplied.
-        let there = 2u * TILE - here;
+    for (var stage0 = from_key; stage0 < to_key; stage0 += KEYS) {
+        // The next stage; the one after it is fetched while this one is multiplied.
+        let there = TILE - here;
         //: for i in 0..LOADS
-        if (local + $iu * THREADS < 2u * BLOCK) { kv_tile[there + kv_to_$i] = kv_$i; }
-        kv_$i = load_kv(kv_base, key0 + 2u * EDGE, local + $iu * THREADS);
+        if (local + $iu * THREADS < ALL_LOADS) { store_kv(there + kv_to_$i, kv_$i); }
+        kv_$i = load_kv(kv_base, stage0 + 2u * KEYS, local + $iu * THREADS);
         //: end
+        //: for b in 0..STAGE
+        {
+        let key0 = stage0 + $bu * EDGE;
+        let block = here + $bu * EDGE * KV_ROW;
         // Scores of the block.
         //: for i in 0..FM
         var s_$i = MatC();
         //: end
         //: for c in 0..FD
-        let fk_$c = coopLoad<MatB>(&kv_tile[here + $cu * E4], KV_ROW);
+        let fk_$c = coopLoad<MatB>(&kv_tile[block + $cu * E4], KV_ROW);
         //: for i in 0..FM
         s_$i = coopMultiplyAdd(fq_$i_$c, fk_$c, s_$i);
         //: end
@@ -201,9 +232,11 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         coopStoreT(s_${$p * FR + $f}, &s_tile[own + $fu * EDGE * OWN_ROW], OWN_ROW);
         //: end
         subgroupBarrier();
-        var high_$p = LOWEST;
         //: for c in 0..EACH
         let x_$p_$c = scores(s_tile[own + row * OWN_ROW + four_$c], key0 + four_$c * 4u);
+        //: end
+        var high_$p = highest(x_$p_0);
+        //: for c in 1..EACH
         high_$p = max(high_$p, highest(x_$p_$c));
         //: end
         let peak_$p = scale * of_row_max(high_$p);
@@ -240,7 +273,7 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         // Probabilities, and the values that they weigh.
         //: for p in 0..PASSES
         //: for c in 0..EACH
-        let p_$p_$c = exp2(x_$p_$c * scale - top_$p);
+        let p_$p_$c = weights(x_$p_$c, scale, top_$p);
         sum_$p += (p_$p_$c.x + p_$p_$c.y) + (p_$p_$c.z + p_$p_$c.w);
         p_tile[own + row * OWN_ROW + four_$c] = vec4<f16>(p_$p_$c);
         //: end
@@ -253,10 +286,12 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: end
         //: end
         //: for j in 0..FD
-        let fv_$j = coopLoadT<MatB>(&kv_tile[here + TILE + $ju * E4], KV_ROW);
+        let fv_$j = coopLoadT<MatB>(&kv_tile[block + KV_WIDE + $ju * E4], KV_ROW);
         //: for i in 0..FM
         o_$i_$j = coopMultiplyAdd(fp_$i, fv_$j, o_$i_$j);
         //: end
+        //: end
+        }
         //: end
         workgroupBarrier();
         here = there;

@@ -3,7 +3,7 @@
 mod products;
 
 use super::product::mat_types;
-use super::tiles::UNITS;
+use super::tiles::{PAIR, UNITS};
 use super::{Variant, candidates, choose, source, vec4_of};
 use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
@@ -349,6 +349,8 @@ struct Cut {
     wm: u32,
     subgroups: u32,
     shares: u32,
+    /// Blocks of keys between barriers of the workgroup.
+    stage: u32,
 }
 
 /// Workgroups that may share the keys.
@@ -357,7 +359,9 @@ const SHARES: [u32; 4] = [1, 2, 3, 4];
 /// The ways to share the keys, the fastest by estimate first; none where sizes, types or the device do not suit.
 fn coop_cuts(caps: &Caps, a: &Attention) -> Vec<Cut> {
     // Parts of large pictures' attention would take much memory, for a GPU that is full without them.
-    let few = |cut: &Cut| cut.shares <= a.kv.tokens().div_ceil(cut.edge) && cut.workgroups(a) <= 8 * u64::from(UNITS);
+    let few = |cut: &Cut| {
+        cut.shares <= a.kv.tokens().div_ceil(cut.edge * cut.stage) && cut.workgroups(a) <= 8 * u64::from(UNITS)
+    };
     let cuts = SHARES.into_iter().filter_map(|shares| coop_cut(caps, a, shares));
     let mut cuts: Vec<Cut> = cuts.filter(|cut| cut.shares == 1 || few(cut)).collect();
     if !caps.is_cpu() {
@@ -375,7 +379,7 @@ impl Cut {
     /// start and end of a workgroup, and the merge. Many subgroups that share the keys' memory are faster.
     fn time(&self, a: &Attention) -> u64 {
         let &Cut { edge, wm, subgroups, shares, .. } = self;
-        let (beside, of_key) = if subgroups > 4 { (1, 30) } else { (2, 35) };
+        let (beside, of_key) = if subgroups > 4 { (1, 26) } else { (2, 35) };
         let rounds = self.workgroups(a).div_ceil(u64::from(UNITS * beside));
         let key = u64::from(wm * subgroups * beside * a.head_dim.next_multiple_of(edge)) * of_key / 10_000;
         let merge = 3000 + u64::from(a.q.rows()) * u64::from(a.heads * a.head_dim * shares) * 8 / 5000;
@@ -394,8 +398,10 @@ fn coop_cut(caps: &Caps, a: &Attention, shares: u32) -> Option<Cut> {
     }
     // Every lane has a group of four.
     let rows = edge * lanes.div_ceil(edge * edge / 4);
-    let memory = |subgroups: u32| 4 * edge * (padded + 8) * 2 + subgroups * rows * (edge + 8) * 6;
-    let fits = |subgroups: u32| memory(subgroups) <= caps.workgroup_memory && subgroups * lanes <= caps.invocations;
+    // A row of keys and values, as the kernel has it.
+    let row = ((a.head_dim / 4).next_multiple_of(2) + padded / 4) / 4 * 4 + 2;
+    let memory = |subgroups: u32, stage: u32| 2 * stage * edge * row * 8 + subgroups * rows * (edge + 8) * 6;
+    let fits = |subgroups: u32| memory(subgroups, 1) <= caps.workgroup_memory && subgroups * lanes <= caps.invocations;
     let groups = |subgroups: u32| a.q.tokens().div_ceil(2 * rows * subgroups) * a.heads * a.q.batch() * shares;
     // Many subgroups for the same keys, where that leaves a quarter of the multiprocessors idle at most and their registers suffice.
     let many = |most: u32, subgroups: u32| padded <= most && 4 * groups(subgroups) >= 3 * UNITS && fits(subgroups);
@@ -411,11 +417,15 @@ fn coop_cut(caps: &Caps, a: &Attention, shares: u32) -> Option<Cut> {
     } else {
         (rows, 4)
     };
-    fits(subgroups).then_some(Cut { edge, lanes, rows, wm, subgroups, shares })
+    // Fewer barriers, where every stage is whole, as many workgroups fit on a multiprocessor, and the registers suffice.
+    let most = if subgroups == 4 { PAIR } else { caps.workgroup_memory };
+    let two = a.kv.tokens().is_multiple_of(2 * edge) && padded <= 48 && memory(subgroups, 2) <= most;
+    let stage = 1 + u32::from(two);
+    fits(subgroups).then_some(Cut { edge, lanes, rows, wm, subgroups, shares, stage })
 }
 
 fn coop_head(cut: &Cut, a: &Attention) -> Vec<(&'static str, Value)> {
-    let &Cut { edge, lanes, rows, wm, subgroups, shares } = cut;
+    let &Cut { edge, lanes, rows, wm, subgroups, shares, stage } = cut;
     let padded = a.head_dim.next_multiple_of(edge);
     let values = [
         ("EDGE", edge),
@@ -425,9 +435,13 @@ fn coop_head(cut: &Cut, a: &Attention) -> Vec<(&'static str, Value)> {
         ("ROWS", rows),
         ("SUBGROUPS", subgroups),
         ("SHARES", shares),
+        ("STAGE", stage),
     ];
     let mut head: Vec<_> = values.map(|(name, value)| (name, Value::U32(value))).to_vec();
-    head.push(("RAGGED", Value::Bool(!a.kv.tokens().is_multiple_of(edge))));
+    let eights = [a.head_dim, a.kv.channels(), a.k_offset, a.v_offset].iter().all(|n| n.is_multiple_of(8));
+    head.push(("KV_FOURS", Value::U32(1 + u32::from(eights))));
+    head.push(("kv4", if eights { Value::Type("vec4<u32>") } else { vec4_of(a.kv.dtype) }));
+    head.push(("RAGGED", Value::Bool(!a.kv.tokens().is_multiple_of(edge * stage))));
     head.extend(mat_types(edge));
     head
 }

@@ -184,7 +184,7 @@ impl Shape {
 pub(crate) const UNITS: u32 = 132;
 
 /// Bytes of workgroup memory up to which two workgroups fit on a multiprocessor (benches/NOTES.md).
-const PAIR: u32 = 24 << 10;
+pub(crate) const PAIR: u32 = 24 << 10;
 
 /// The tiles of a method that suit the device, the layout and the depth; matrix units only where the device has them.
 pub(crate) fn tiles(caps: &Caps, method: Method, layout: Layout, depth: u32) -> impl Iterator<Item = &'static Tile> {
