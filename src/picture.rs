@@ -55,11 +55,11 @@ pub(crate) async fn decode(
     config: &VaeConfig,
     latents: &[f32],
     [batch, h, w]: [u32; 3],
-    tiling: Option<Tiling>,
-    early: Option<Whole>,
+    (tiling, early): (Option<Tiling>, Option<Whole>),
     tune: bool,
     mut profile: Option<&mut Profile>,
     observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    meanwhile: &mut dyn FnMut(),
 ) -> Result<Vec<Image>> {
     let c = config.latent_channels as u32;
     let whole = match (tiling, early) {
@@ -78,7 +78,7 @@ pub(crate) async fn decode(
         let picture = match (&whole, tiling) {
             (Some(whole), _) => {
                 whole.latent.write(latent);
-                whole.run(gpu, profile.as_deref_mut()).await?
+                whole.run(gpu, profile.as_deref_mut(), meanwhile).await?
             }
             (None, tiling) => {
                 let scaled = latent.iter().map(|v| v / config.scaling_factor).collect();
@@ -147,10 +147,11 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    async fn run(&self, gpu: &Gpu, profile: Option<&mut Profile>) -> Result<Plane> {
+    async fn run(&self, gpu: &Gpu, profile: Option<&mut Profile>, meanwhile: &mut dyn FnMut()) -> Result<Plane> {
         let mut step = gpu.record(profile.is_some());
         step.run(&self.program, &[], &self.scalars, 0);
         step.submit(profile).await?;
+        meanwhile();
         let data = self.pixels.read(self.picture.len() as usize).await?;
         Ok(Plane { h: self.picture.height(), w: self.picture.width(), c: self.picture.channels(), data })
     }

@@ -166,15 +166,32 @@ impl Pipeline {
         let masks = sampling.masks(&job).await?;
         timings.sample = ms(since);
         let allocator = self.gpu.allocator_bytes();
-        drop((sampling, unet));
+        // What is done with takes a while to drop: beside the decoder, where that has its own memory already.
+        let mut done = Some((sampling, unet));
+        let mut drop_done = || drop(done.take());
+        if early.is_none() {
+            drop_done();
+        }
 
         // latents → pictures
         let since = Instant::now();
         let decoder = self.decoder().await?;
         let tiling = forecast.decode_tiling;
         let (size, tune) = ([b, h, w], request.autotune);
-        let mut images =
-            decode(&self.gpu, &decoder, config, &latents, size, tiling, early, tune, profile.as_mut(), observe).await?;
+        let mut images = decode(
+            &self.gpu,
+            &decoder,
+            config,
+            &latents,
+            size,
+            (tiling, early),
+            tune,
+            profile.as_mut(),
+            observe,
+            &mut drop_done,
+        )
+        .await?;
+        drop_done();
         if let Some(init) = &request.init
             && let Some(mask) = init.feathered()
         {

@@ -57,6 +57,9 @@ impl Job {
     }
 }
 
+/// Dispatches of the first denoising that are bound and submitted at once.
+const PART: usize = 100;
+
 /// Numbers of terms that the recording's linear combinations have, each once.
 pub(crate) fn arities(recording: &Recording) -> Vec<usize> {
     let terms = |command: &Command| match command {
@@ -229,7 +232,7 @@ impl Sampling {
         }
         let mut g = Graph::new(gpu, dtype);
         bound.record(&mut g);
-        let denoise = Program::new(gpu, g).await?;
+        let denoise = Program::unbound(gpu, g).await?;
 
         let mut lincombs = Vec::new();
         for terms in arities(&job.recording) {
@@ -284,15 +287,25 @@ impl Sampling {
             if stop {
                 break;
             }
+            let mut in_parts = call == 0 && profile.is_none();
             for command in commands {
-                self.prepare(command, job, generator).await?;
+                let first = matches!(command, Command::Denoise { .. }) && std::mem::take(&mut in_parts);
+                if !first {
+                    self.prepare(command, job, generator).await?;
+                }
             }
             let mut step = self.gpu.record(profile.is_some());
             for command in commands {
                 match command {
                     Command::Noise { .. } => {}
                     Command::Denoise { out, x, .. } => {
-                        step.run(&self.denoise, &[&self.buffer(*x), &self.buffer(*out)], &self.scalars, call);
+                        let (x, out) = (self.buffer(*x), self.buffer(*out));
+                        if call == 0 && profile.is_none() {
+                            step.submit(None).await?;
+                            step = self.first(&x, &out).await?;
+                        } else {
+                            step.run(&self.denoise, &[&x, &out], &self.scalars, call);
+                        }
                         call += 1;
                     }
                     Command::Lincomb { out, terms } => {
@@ -320,6 +333,21 @@ impl Sampling {
             stop = stop || observe(Progress::Step { done: steps, steps }).is_break();
         }
         if stop { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// The first denoising, in parts: the device has begun when the last is bound. What is then left to submit.
+    async fn first(&mut self, x: &Buffer, out: &Buffer) -> Result<crate::gpu::run::Recording> {
+        let arguments = [x, out];
+        let nodes = self.denoise.nodes().len();
+        let mut step = self.gpu.record(false);
+        for from in (0..nodes).step_by(PART) {
+            let part = from..nodes.min(from + PART);
+            self.denoise.prepare_nodes(&arguments, part.clone()).await?;
+            step.run_nodes(&self.denoise, &arguments, (&self.scalars, 0), part);
+            step.submit(None).await?;
+            step = self.gpu.record(false);
+        }
+        Ok(step)
     }
 
     /// Bind groups for a command's latents; noise from the host.

@@ -177,6 +177,19 @@ pub struct Interface {
     pub step: bool,
 }
 
+/// A kernel to have compiled.
+struct Wanted<'k> {
+    key: String,
+    kernel: &'k Kernel,
+    interface: Interface,
+}
+
+impl<'k> Wanted<'k> {
+    fn new(kernel: &'k Kernel, interface: Interface, checked: bool) -> Self {
+        Wanted { key: kernel.key(checked), kernel, interface }
+    }
+}
+
 /// A compiled kernel.
 pub struct Pipeline {
     pub(super) raw: wgpu::ComputePipeline,
@@ -187,12 +200,30 @@ pub struct Pipeline {
 pub const STEP_SLOT: u64 = 256;
 
 impl Gpu {
-    /// A compiled kernel, with all runtime checks if `checked`; compiled here and now where [`Gpu::compile`] did not.
+    /// Compiled kernels, with all runtime checks if `checked`.
+    ///
+    /// # Errors
+    /// As [`Gpu::pipeline`].
+    pub(super) async fn pipelines<'k>(
+        &self,
+        kernels: impl Iterator<Item = (&'k Kernel, Interface)>,
+        checked: bool,
+    ) -> Result<Vec<Arc<Pipeline>>> {
+        let wanted: Vec<Wanted<'k>> =
+            kernels.map(|(kernel, interface)| Wanted::new(kernel, interface, checked)).collect();
+        self.compile(&wanted, checked)?;
+        let mut all = Vec::with_capacity(wanted.len());
+        for wanted in wanted {
+            all.push(self.pipeline(wanted, checked).await?);
+        }
+        Ok(all)
+    }
+
+    /// A compiled kernel; compiled here and now where [`Gpu::compile`] did not.
     ///
     /// # Errors
     /// [`Error::Device`] with the kernel's file and line if the compiler refuses it.
-    pub(super) async fn pipeline(&self, kernel: &Kernel, interface: Interface, checked: bool) -> Result<Arc<Pipeline>> {
-        let key = kernel.key(checked);
+    async fn pipeline(&self, Wanted { key, kernel, interface }: Wanted<'_>, checked: bool) -> Result<Arc<Pipeline>> {
         let found = lock(&self.inner.pipelines).get(&key).cloned();
         match found {
             Some(found) => Ok(found),
@@ -209,8 +240,9 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::pipeline`].
     pub(crate) fn compile_all(&self, graphs: &[Graph]) -> Result<()> {
-        let nodes = graphs.iter().flat_map(Graph::nodes);
-        self.compile(nodes.map(|node| (&node.kernel, node.interface())), self.inner.checked)
+        let (nodes, checked) = (graphs.iter().flat_map(Graph::nodes), self.inner.checked);
+        let wanted: Vec<_> = nodes.map(|node| Wanted::new(&node.kernel, node.interface(), checked)).collect();
+        self.compile(&wanted, checked)
     }
 
     /// Compile those of the kernels that are not yet, on as many threads as there are processors: a driver takes up to a second for
@@ -219,18 +251,13 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::pipeline`].
     #[cfg(not(target_arch = "wasm32"))]
-    pub(super) fn compile<'k>(
-        &self,
-        kernels: impl Iterator<Item = (&'k Kernel, Interface)>,
-        checked: bool,
-    ) -> Result<()> {
+    fn compile(&self, all: &[Wanted<'_>], checked: bool) -> Result<()> {
         let mut wanted = BTreeMap::new();
         {
             let known = lock(&self.inner.pipelines);
-            for (kernel, interface) in kernels {
-                let key = kernel.key(checked);
-                if !known.contains_key(&key) {
-                    wanted.insert(key, (kernel, interface));
+            for Wanted { key, kernel, interface } in all {
+                if !known.contains_key(key) {
+                    wanted.insert(key, (*kernel, *interface));
                 }
             }
         }
@@ -244,7 +271,7 @@ impl Gpu {
             while let Some((key, (kernel, interface))) = { lock(&queue).next() } {
                 // Native wgpu answers at once; what it would not is left to `pipeline`.
                 match now(self.compile_one(kernel, interface, checked)) {
-                    Some(Ok(pipeline)) => drop(lock(&self.inner.pipelines).insert(key, Arc::new(pipeline))),
+                    Some(Ok(pipeline)) => drop(lock(&self.inner.pipelines).insert(key.clone(), Arc::new(pipeline))),
                     Some(Err(error)) => drop(lock(&failed).get_or_insert(error)),
                     None => {}
                 }
@@ -262,7 +289,7 @@ impl Gpu {
     /// # Errors
     /// None.
     #[cfg(target_arch = "wasm32")]
-    pub(super) fn compile<'k>(&self, _: impl Iterator<Item = (&'k Kernel, Interface)>, _: bool) -> Result<()> {
+    fn compile(&self, _: &[Wanted<'_>], _: bool) -> Result<()> {
         Ok(())
     }
 
@@ -395,7 +422,9 @@ mod tests {
         static BROKEN: Source = Source { path: "op/broken.wgsl", text: "// Broken.\n\nfn main( {}\n", libs: &[] };
         let gpu = pollster::block_on(Gpu::noop(&super::super::noop::NoopProfile::BROWSER)).expect("noop");
         let kernel = Kernel { source: &BROKEN, libs: vec![], head: vec![] };
-        let error = pollster::block_on(gpu.pipeline(&kernel, Interface { reads: 0, writes: 1, step: false }, false));
+        let error = pollster::block_on(
+            gpu.pipelines([(&kernel, Interface { reads: 0, writes: 1, step: false })].into_iter(), false),
+        );
         let text = error.err().map(|e| e.to_string()).unwrap_or_default();
         assert!(text.contains("kernels/op/broken.wgsl:3"), "{text}");
     }

@@ -2,6 +2,7 @@
 //! submit, timestamps per op on request, readback is awaited.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::buffer::Buffer;
@@ -70,6 +71,8 @@ pub struct Program {
     slot_of: Vec<Option<usize>>,
     slots: Vec<Buffer>,
     dims: Buffer,
+    /// Where each node's dims are in it.
+    offsets: Vec<u64>,
     ready: Vec<Ready>,
     groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
     checked: bool,
@@ -127,6 +130,16 @@ impl Program {
     /// # Errors
     /// [`Error::DoesNotFit`] before anything is allocated; [`Error::OutOfMemory`]; [`Error::Device`].
     pub async fn new(gpu: &Gpu, graph: Graph) -> Result<Program> {
+        let mut program = Program::unbound(gpu, graph).await?;
+        program.bind().await?;
+        Ok(program)
+    }
+
+    /// As [`Program::new`], but nothing is bound: [`Program::prepare`] does that, or [`Program::prepare_nodes`] part by part.
+    ///
+    /// # Errors
+    /// As [`Program::new`].
+    pub async fn unbound(gpu: &Gpu, graph: Graph) -> Result<Program> {
         let (lives, owners) = lifetimes(&graph);
         let plan = plan(&lives);
         for &i in &owners {
@@ -157,7 +170,7 @@ impl Program {
         dims.write(&words);
         let (gpu, checked) = (gpu.clone(), gpu.inner.checked);
         let (ready, groups) = Default::default();
-        let mut program = Program { gpu, graph, plan, slot_of, slots, dims, ready, groups, checked };
+        let mut program = Program { gpu, graph, plan, slot_of, slots, dims, offsets, ready, groups, checked };
         program.compile().await?;
         Ok(program)
     }
@@ -169,26 +182,22 @@ impl Program {
     pub async fn with_checks(mut self) -> Result<Program> {
         self.checked = true;
         self.compile().await?;
+        self.bind().await?;
         Ok(self)
     }
 
     async fn compile(&mut self) -> Result<()> {
-        let offsets = dims_offsets(&self.graph, self.gpu.caps().uniform_alignment).0;
-        self.gpu.compile(self.graph.nodes.iter().map(|node| (&node.kernel, node.interface())), self.checked)?;
-        self.ready.clear();
+        let kernels = self.graph.nodes.iter().map(|node| (&node.kernel, node.interface()));
+        let pipelines = self.gpu.pipelines(kernels, self.checked).await?;
         self.groups.clear();
-        let mut pipelines = Vec::new();
-        for node in &self.graph.nodes {
-            pipelines.push(self.gpu.pipeline(&node.kernel, node.interface(), self.checked).await?);
-        }
-        let bound: Vec<_> = (0..pipelines.len()).filter(|&at| !self.has_arguments(&self.graph.nodes[at])).collect();
-        let wanted = bound.iter().map(|&at| (at, offsets[at], &*pipelines[at]));
-        let groups = self.bind_groups(wanted, &[]).await?;
         self.ready = pipelines.into_iter().map(|pipeline| Ready { pipeline, group: None }).collect();
-        for (at, group) in bound.into_iter().zip(groups) {
-            self.ready[at].group = Some(group);
-        }
         Ok(())
+    }
+
+    /// Bind all that binds no argument.
+    async fn bind(&mut self) -> Result<()> {
+        let own: Vec<usize> = (0..self.ready.len()).filter(|&at| !self.has_arguments(&self.graph.nodes[at])).collect();
+        self.bind_nodes(own, &[]).await
     }
 
     /// Bytes of the planned slots.
@@ -218,24 +227,30 @@ impl Program {
         }
     }
 
-    /// The bind groups of nodes, each with the offset of its dims and its pipeline, in one validation scope: a thousand of them take longer.
-    async fn bind_groups(
-        &self,
-        wanted: impl Iterator<Item = (usize, u64, &Pipeline)> + Clone,
-        arguments: &[&Buffer],
-    ) -> Result<Vec<wgpu::BindGroup>> {
+    /// Bind nodes, in one validation scope: a thousand of them take longer.
+    async fn bind_nodes(&mut self, nodes: Vec<usize>, arguments: &[&Buffer]) -> Result<()> {
         let device = &self.gpu.inner.device;
         let (groups, error) = {
             let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-            let group = |(at, offset, pipeline)| self.bind_group(at, offset, pipeline, arguments);
-            (wanted.clone().map(group).collect(), scope.pop())
+            let groups: Vec<_> = nodes.iter().map(|&at| self.bind_group(at, arguments)).collect();
+            (groups, scope.pop())
         };
-        let Some(error) = error.await else { return Ok(groups) };
+        let Some(error) = error.await else {
+            let key: Vec<u64> = arguments.iter().map(|b| b.id()).collect();
+            for (at, group) in nodes.into_iter().zip(groups) {
+                if self.has_arguments(&self.graph.nodes[at]) {
+                    self.groups.insert((at, key.clone()), group);
+                } else {
+                    self.ready[at].group = Some(group);
+                }
+            }
+            return Ok(());
+        };
         // Which one?
-        for (at, offset, pipeline) in wanted {
+        for at in nodes {
             let error = {
                 let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-                drop(self.bind_group(at, offset, pipeline, arguments));
+                drop(self.bind_group(at, arguments));
                 scope.pop()
             };
             if let Some(error) = error.await {
@@ -247,8 +262,8 @@ impl Program {
     }
 
     /// The bind group of node `at`.
-    fn bind_group(&self, at: usize, offset: u64, pipeline: &Pipeline, arguments: &[&Buffer]) -> wgpu::BindGroup {
-        let node = &self.graph.nodes[at];
+    fn bind_group(&self, at: usize, arguments: &[&Buffer]) -> wgpu::BindGroup {
+        let (node, offset, pipeline) = (&self.graph.nodes[at], self.offsets[at], &self.ready[at].pipeline);
         let tensors = || node.reads.iter().chain(&node.writes);
         let entry = |(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource };
         let mut resources: Vec<wgpu::BindingResource<'_>> =
@@ -269,15 +284,18 @@ impl Program {
     /// # Errors
     /// [`Error::Device`].
     pub async fn prepare(&mut self, arguments: &[&Buffer]) -> Result<()> {
+        self.prepare_nodes(arguments, 0..self.ready.len()).await
+    }
+
+    /// As [`Program::prepare`], of some nodes.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub async fn prepare_nodes(&mut self, arguments: &[&Buffer], nodes: Range<usize>) -> Result<()> {
         assert_eq!(arguments.len(), self.graph.arguments, "arguments of a program");
-        let offsets = dims_offsets(&self.graph, self.gpu.caps().uniform_alignment).0;
         let key: Vec<u64> = arguments.iter().map(|b| b.id()).collect();
         let new = |at: &usize| self.ready[*at].group.is_none() && !self.groups.contains_key(&(*at, key.clone()));
-        let new: Vec<usize> = (0..self.ready.len()).filter(new).collect();
-        let wanted = new.iter().map(|&at| (at, offsets[at], &*self.ready[at].pipeline));
-        let groups = self.bind_groups(wanted, arguments).await?;
-        self.groups.extend(new.into_iter().zip(groups).map(|(at, group)| ((at, key.clone()), group)));
-        Ok(())
+        self.bind_nodes(nodes.filter(new).collect(), arguments).await
     }
 }
 
@@ -361,8 +379,20 @@ impl Gpu {
 impl Recording {
     /// Encode a program with slot `step` of the scalars. [`Program::prepare`] must have seen these arguments.
     pub fn run(&mut self, program: &Program, arguments: &[&Buffer], steps: &Steps, step: usize) {
+        self.run_nodes(program, arguments, (steps, step), 0..program.ready.len());
+    }
+
+    /// As [`Recording::run`], some nodes: all must be, in order.
+    pub fn run_nodes(
+        &mut self,
+        program: &Program,
+        arguments: &[&Buffer],
+        (steps, step): (&Steps, usize),
+        nodes: Range<usize>,
+    ) {
         let key: Vec<u64> = arguments.iter().map(|b| b.id()).collect();
-        for (at, (node, ready)) in program.graph.nodes.iter().zip(&program.ready).enumerate() {
+        for at in nodes {
+            let (node, ready) = (&program.graph.nodes[at], &program.ready[at]);
             let group = ready.group.as_ref().or_else(|| program.groups.get(&(at, key.clone())));
             let Some(group) = group else { unreachable!("{}: prepare was not called with these arguments", node.op) };
             let offset = [(step as u64 * STEP_SLOT) as u32];
