@@ -1,5 +1,5 @@
 // SAG's map: the attention mass that each key receives, the column sums of the head-mean softmax (their mean is 1).
-// One workgroup of 64 for one key; the N x N map is never stored.
+// One workgroup for four keys, so that a query that was loaded serves all of them; the N x N map is never stored.
 alias elem4 = vec4<f32>;
 const D4: u32 = 8u;                 // head dim / 4
 
@@ -17,30 +17,39 @@ struct Dims {
 @group(0) @binding(3) var<storage, read_write> mass: array<f32>;    // [batch, keys]; batch may be fewer than B: the first ones
 @group(0) @binding(4) var<uniform> dims: Dims;
 
-// The softmax weight that row `i` of [heads, queries] gives this key.
-fn weight(batch: u32, i: u32, key: u32) -> f32 {
-    let head = i / dims.queries;
-    let query = i % dims.queries;
-    let q_at = (batch * dims.queries + query) * dims.q_stride4 + dims.q_offset4 + head * D4;
-    let k_at = (batch / dims.kv_repeat * dims.keys + key) * dims.kv_stride4 + dims.k_offset4 + head * D4;
-    var score = 0.0;
-    for (var d = 0u; d < D4; d++) { score += dot(vec4<f32>(q[q_at + d]), vec4<f32>(kv[k_at + d])); }
-    return exp(score * dims.scale - lse[batch * dims.heads * dims.queries + i]);
-}
+const THREADS: u32 = 256u;
+const KEYS: u32 = 4u;
 
-var<workgroup> partial: array<f32, 64>;
+var<workgroup> partial: array<vec4<f32>, THREADS>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
-    let key = wid.x;
+    let key0 = wid.x * KEYS;
     let batch = wid.y;
-    var sum = 0.0;
-    for (var i = local; i < dims.heads * dims.queries; i += 64u) { sum += weight(batch, i, key); }
+    //: for k in 0..KEYS
+    let k_at_$k = (batch / dims.kv_repeat * dims.keys + min(key0 + $ku, dims.keys - 1u)) * dims.kv_stride4 + dims.k_offset4;
+    //: end
+    var sum = vec4<f32>(0.0);
+    // Rows of [heads, queries].
+    for (var i = local; i < dims.heads * dims.queries; i += THREADS) {
+        let head = i / dims.queries;
+        let q_at = (batch * dims.queries + i % dims.queries) * dims.q_stride4 + dims.q_offset4 + head * D4;
+        var score = vec4<f32>(0.0);
+        for (var d = 0u; d < D4; d++) {
+            let x = vec4<f32>(q[q_at + d]);
+            //: for k in 0..KEYS
+            score[$k] += dot(x, vec4<f32>(kv[k_at_$k + head * D4 + d]));
+            //: end
+        }
+        sum += exp(score * dims.scale - lse[batch * dims.heads * dims.queries + i]);
+    }
     partial[local] = sum;
     workgroupBarrier();
-    for (var half = 32u; half > 0u; half /= 2u) {
+    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
         if (local < half) { partial[local] += partial[local + half]; }
         workgroupBarrier();
     }
-    if (local == 0u) { mass[batch * dims.keys + key] = partial[0] / f32(dims.heads); }
+    if (local < KEYS && key0 + local < dims.keys) {
+        mass[batch * dims.keys + key0 + local] = partial[0][local] / f32(dims.heads);
+    }
 }

@@ -100,9 +100,10 @@ pub static MASS_VARIANTS: &[Variant<Dims>] = &[
     Variant {
         name: "workgroup",
         source: &MASS_WORKGROUP,
-        needs: |caps| !caps.is_cpu(),
-        fits: |d| d.keys <= 65_535 && d.batch <= 65_535,
-        grid: |d| [d.keys, d.batch, 1],
+        needs: |caps| !caps.is_cpu() && caps.invocations >= 256,
+        fits: |d| d.keys <= 4 * 65_535 && d.batch <= 65_535,
+        // Four keys each.
+        grid: |d| [d.keys.div_ceil(4), d.batch, 1],
     },
     Variant {
         name: "portable",
