@@ -45,6 +45,23 @@ fn a_whole_run_validates_under_every_profile() {
     }
 }
 
+/// Where matrix units multiply, a transformer's norms are in their neighbours: all but the first before the prompts part, whose rows are then
+/// repeated.
+#[test]
+fn norms_between_products_are_no_dispatches() {
+    let norms = |variants, cfg| {
+        let profile = NoopProfile { variants, ..NoopProfile::H200 };
+        let request = Request { steps: 1, cfg, sag_scale: 0.0, profile: true, ..Default::default() };
+        let made = run(&pipeline(&profile), &request).expect("a run");
+        let rows = made.profile.expect("asked for").rows();
+        // Text encoders' are in f32, between products that are not folded.
+        let unets = rows.iter().filter(|row| row.op == "layer_norm" && !row.shapes.contains("x1x77x"));
+        unets.map(|row| row.count).sum::<u64>()
+    };
+    assert_eq!((norms(&[], 1.0), norms(&[], 7.0)), (0, 1));
+    assert!(norms(&[("row_sums", "apart")], 7.0) > 16);
+}
+
 #[test]
 fn the_planned_peak_is_the_peak_that_is_allocated() {
     for profile in &PROFILES {

@@ -1,5 +1,6 @@
 //! row_sums: a layer norm folded into the layer after it, between two products, against both written out.
 
+use half::f16;
 use pollster::block_on;
 use scumble::gpu::DType::{F16, F32};
 use scumble::gpu::{Gpu, Graph, Program};
@@ -71,6 +72,36 @@ fn case(
         product(&h, &second).iter().enumerate().map(|(i, v)| v + bias.values[i % n as usize]).collect();
     check(place, limit(F16), &what, &got[1], &HostEpilogue::new(after, rows, n, F16).reference(&sums));
     shares
+}
+
+/// The folding alone, on every device that has f16: scaled rows, centred columns, and the shift in the bias.
+#[test]
+fn folding() {
+    everywhere("row_sums_fold", |place| {
+        if !place.takes(&[F16]) {
+            return;
+        }
+        for [k, n] in [[4, 4], [36, 260], [320, 64]] {
+            let (norm, weight, bias) = (HostNorm::new(1, k, 1e-5), weights(3, k, n, F16), normal(4, [1, 1, 1, n], F32));
+            let folded = normed(&place.gpu, &norm, &weight, &bias).linear;
+            let found: Vec<f16> =
+                block_on(folded.weight.buffer.read((k * n) as usize)).unwrap_or_else(|e| panic!("{e}"));
+            let found: Vec<f64> = found.iter().map(|v| v.to_f64()).collect();
+            let scaled = |i: u32, j: u32| norm.gamma.values[i as usize] * weight.values[(i * n + j) as usize];
+            let mean = |j: u32| (0..k).map(|i| scaled(i, j)).sum::<f64>() / f64::from(k);
+            let want: Vec<f64> =
+                (0..k).flat_map(|i| (0..n).map(move |j| (i, j))).map(|(i, j)| scaled(i, j) - mean(j)).collect();
+            check(place, limit(F16), &format!("weight [{k}, {n}]"), &found, &want);
+            let Some(own) = &folded.bias else { unreachable!("given above") };
+            let found: Vec<f32> = block_on(own.buffer.read(n as usize)).unwrap_or_else(|e| panic!("{e}"));
+            let found: Vec<f64> = found.iter().map(|&v| f64::from(v)).collect();
+            let shift = |j: u32| {
+                (0..k).map(|i| norm.beta.values[i as usize] * weight.values[(i * n + j) as usize]).sum::<f64>()
+            };
+            let want: Vec<f64> = (0..n).map(|j| bias.values[j as usize] + shift(j)).collect();
+            check(place, limit(F32), &format!("bias [{k}, {n}]"), &found, &want);
+        }
+    });
 }
 
 /// Whole products and shares, before whole products and shares; rows and columns that tiles do not divide.
