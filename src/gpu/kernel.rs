@@ -67,6 +67,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// How much of its loops is written out, by the sizes that say so: what takes long to compile.
+    #[cfg(not(target_arch = "wasm32"))]
     fn fragments(&self) -> u32 {
         let size = |name: &str| match self.head.iter().find(|(known, _)| *known == name) {
             Some((_, Value::U32(n))) => *n,

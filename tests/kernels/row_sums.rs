@@ -135,7 +135,7 @@ fn norms_between_products() {
 fn ragged_shapes() {
     everywhere("row_sums", |place| {
         // Every one is several kernels of its own, slow to compile for a software device.
-        let most = if place.gpu.caps().is_cpu() { 3 } else { usize::MAX };
+        let most = if place.gpu.caps().is_cpu() { 1 } else { usize::MAX };
         for mut draw in Draws::cases(7).take(if place.variant == "coop" { most } else { 0 }) {
             let widths = [32 * draw.of(1, 30), 32 * draw.of(1, 20), 8 * draw.of(1, 40)];
             let form = Form { residual: draw.of(0, 1) == 1, ..PLAIN };
@@ -152,7 +152,10 @@ fn norms_before_prompts() {
         if place.variant != "coop" {
             return;
         }
-        for (k, [prompts, batch, tokens, keys]) in [(64, [2, 4, 70, 77]), (1536, [1, 1, 66, 80])] {
+        // Matrices of 8, a software device's, make tiles so small that the second has no shares either.
+        let cases = [(64, [2, 4, 70, 77]), (1536, [1, 1, 66, 80])];
+        for (k, [prompts, batch, tokens, keys]) in cases.into_iter().take(if place.gpu.caps().is_cpu() { 1 } else { 2 })
+        {
             let (heads, head_dim) = (4, 40);
             let c = heads * head_dim;
             let rows = batch * tokens;
