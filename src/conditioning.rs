@@ -2,7 +2,7 @@
 
 use crate::denoiser::Step;
 use crate::error::{Error, Result};
-use crate::gpu::run::Profile;
+use crate::gpu::profile::Profile;
 use crate::gpu::{DType, Gpu, Graph};
 use crate::model::clip::{Clip, Read, Row};
 use crate::pipeline::run_once;

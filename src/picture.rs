@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use crate::denoiser::Step;
 use crate::error::{Error, Result};
-use crate::gpu::run::Profile;
+use crate::gpu::profile::Profile;
 use crate::gpu::tune::Subject;
 use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
 use crate::image::Image;
@@ -44,7 +44,8 @@ pub(crate) async fn ready(gpu: &Gpu, decoder: &Decoder, config: &VaeConfig, size
     Recorded::new(gpu, decoder, config, size).await?.ready().await
 }
 
-/// Final latents [B, h, w, 4] in the UNet's scale to pictures; `early`: the decoder for whole pictures, if it is ready.
+/// Final latents [B, h, w, 4] in the UNet's scale to pictures; `early`: the decoder for whole pictures, if it is ready; `meanwhile`: what the host
+/// does once the device decodes one.
 ///
 /// # Errors
 /// [`Error::Cancelled`]; [`Error::Invalid`] for pictures that are not finite; of the device.
@@ -55,7 +56,8 @@ pub(crate) async fn decode(
     config: &VaeConfig,
     latents: &[f32],
     [batch, h, w]: [u32; 3],
-    (tiling, early): (Option<Tiling>, Option<Whole>),
+    tiling: Option<Tiling>,
+    early: Option<Whole>,
     tune: bool,
     mut profile: Option<&mut Profile>,
     observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,

@@ -10,7 +10,7 @@ use crate::conditioning::{Conditioning, Encoder, encode};
 use crate::denoiser::{Scales, Step, steps};
 use crate::error::{Error, Result};
 use crate::forecast::Forecast;
-use crate::gpu::run::Profile;
+use crate::gpu::profile::Profile;
 use crate::gpu::tune::Observe;
 use crate::gpu::{DType, Gpu, Graph, Program};
 use crate::guidance::Passes;
@@ -184,14 +184,14 @@ impl Pipeline {
             config,
             &latents,
             size,
-            (tiling, early),
+            tiling,
+            early,
             tune,
             profile.as_mut(),
             observe,
             &mut drop_done,
         )
         .await?;
-        drop_done();
         if let Some(init) = &request.init
             && let Some(mask) = init.feathered()
         {

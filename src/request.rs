@@ -1,7 +1,7 @@
 //! What a user asks for, and what comes back.
 
 use crate::error::{Error, Result};
-use crate::gpu::run::Profile;
+use crate::gpu::profile::Profile;
 use crate::image::Image;
 use crate::inpaint::Init;
 use crate::model::config::SIZES;

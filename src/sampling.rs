@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use crate::conditioning::Conditioning;
 use crate::denoiser::Step;
 use crate::error::{Error, Result};
-use crate::gpu::run::{Profile, Steps};
+use crate::gpu::profile::Profile;
+use crate::gpu::run::Steps;
 use crate::gpu::tune::{Observe, Subject};
 use crate::gpu::{Buffer, DType, Gpu, Graph, Program};
 use crate::guidance::{Passes, Surroundings, denoise};
@@ -74,6 +75,14 @@ pub(crate) fn arities(recording: &Recording) -> Vec<usize> {
 
 pub(crate) fn lincombs(recording: &Recording) -> usize {
     recording.steps.iter().flatten().filter(|command| matches!(command, Command::Lincomb { .. })).count()
+}
+
+/// The linear combination of so many terms.
+fn of_terms(programs: &mut [(usize, Program)], terms: usize) -> &mut Program {
+    match programs.iter_mut().find(|(arity, _)| *arity == terms) {
+        Some((_, program)) => program,
+        None => unreachable!("a program for every number of terms, also {terms}"),
+    }
 }
 
 /// The sampler's loop on the device: programs, latents, scalars.
@@ -287,31 +296,30 @@ impl Sampling {
             if stop {
                 break;
             }
-            let mut in_parts = call == 0 && profile.is_none();
-            for command in commands {
-                let first = matches!(command, Command::Denoise { .. }) && std::mem::take(&mut in_parts);
-                if !first {
-                    self.prepare(command, job, generator).await?;
-                }
-            }
             let mut step = self.gpu.record(profile.is_some());
             for command in commands {
                 match command {
-                    Command::Noise { .. } => {}
+                    Command::Noise { out } => {
+                        let unit = generator.randn(job.shape.iter().product());
+                        self.buffer(*out).write(&to_nhwc(&unit, job.shape));
+                    }
                     Command::Denoise { out, x, .. } => {
-                        let (x, out) = (self.buffer(*x), self.buffer(*out));
+                        let arguments = [&self.buffer(*x), &self.buffer(*out)];
                         if call == 0 && profile.is_none() {
                             step.submit(None).await?;
-                            step = self.first(&x, &out).await?;
+                            step = self.first(&arguments).await?;
                         } else {
-                            step.run(&self.denoise, &[&x, &out], &self.scalars, call);
+                            self.denoise.prepare(&arguments).await?;
+                            step.run(&self.denoise, &arguments, &self.scalars, call);
                         }
                         call += 1;
                     }
                     Command::Lincomb { out, terms } => {
                         let buffers = self.operands(*out, terms);
                         let arguments: Vec<&Buffer> = buffers.iter().collect();
-                        step.run(self.lincomb(terms.len()), &arguments, &self.coefficients, combination);
+                        let program = of_terms(&mut self.lincombs, terms.len());
+                        program.prepare(&arguments).await?;
+                        step.run(program, &arguments, &self.coefficients, combination);
                         combination += 1;
                     }
                 }
@@ -336,53 +344,21 @@ impl Sampling {
     }
 
     /// The first denoising, in parts: the device has begun when the last is bound. What is then left to submit.
-    async fn first(&mut self, x: &Buffer, out: &Buffer) -> Result<crate::gpu::run::Recording> {
-        let arguments = [x, out];
+    async fn first(&mut self, arguments: &[&Buffer]) -> Result<crate::gpu::run::Recording> {
         let nodes = self.denoise.nodes().len();
         let mut step = self.gpu.record(false);
         for from in (0..nodes).step_by(PART) {
             let part = from..nodes.min(from + PART);
-            self.denoise.prepare_nodes(&arguments, part.clone()).await?;
-            step.run_nodes(&self.denoise, &arguments, (&self.scalars, 0), part);
+            self.denoise.prepare_nodes(arguments, part.clone()).await?;
+            step.run_nodes(&self.denoise, arguments, (&self.scalars, 0), part);
             step.submit(None).await?;
             step = self.gpu.record(false);
         }
         Ok(step)
     }
 
-    /// Bind groups for a command's latents; noise from the host.
-    async fn prepare(&mut self, command: &Command, job: &Job, generator: &mut Generator) -> Result<()> {
-        match command {
-            Command::Noise { out } => {
-                let unit = generator.randn(job.shape.iter().product());
-                self.buffer(*out).write(&to_nhwc(&unit, job.shape));
-            }
-            Command::Denoise { out, x, .. } => {
-                let (x, out) = (self.buffer(*x), self.buffer(*out));
-                self.denoise.prepare(&[&x, &out]).await?;
-            }
-            Command::Lincomb { out, terms } => {
-                let buffers = self.operands(*out, terms);
-                let arguments: Vec<&Buffer> = buffers.iter().collect();
-                for (arity, program) in &mut self.lincombs {
-                    if *arity == terms.len() {
-                        program.prepare(&arguments).await?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn operands(&self, out: Latent, terms: &[(f64, Latent)]) -> Vec<Buffer> {
         std::iter::once(out).chain(terms.iter().map(|(_, latent)| *latent)).map(|latent| self.buffer(latent)).collect()
-    }
-
-    fn lincomb(&self, terms: usize) -> &Program {
-        match self.lincombs.iter().find(|(arity, _)| *arity == terms) {
-            Some((_, program)) => program,
-            None => unreachable!("a program for every number of terms, also {terms}"),
-        }
     }
 
     /// The final latents [B, h, w, 4].

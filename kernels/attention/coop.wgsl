@@ -97,9 +97,6 @@ fn place_kv(i: u32) -> u32 {
 fn store_kv(at: u32, value: kv4) { kv_tile[at] = value; }
 //: end
 //: if 1 < KV_FOURS
-// Eight halves that were read as numbers: see kernels/lib/coop.wgsl.
-fn halves(bits: vec2<u32>) -> vec4<f16> { return vec4<f16>(vec4<f32>(unpack2x16float(bits.x), unpack2x16float(bits.y))); }
-
 fn store_kv(at: u32, value: kv4) {
     kv_tile[at] = halves(value.xy);
     kv_tile[at + 1u] = halves(value.zw);

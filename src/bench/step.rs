@@ -6,7 +6,7 @@ use web_time::Instant;
 
 use super::Samples;
 use crate::error::{Error, Result};
-use crate::gpu::run::{Profile, ProfileRow};
+use crate::gpu::profile::{Profile, ProfileRow};
 use crate::gpu::tune::Observe;
 use crate::noise::Generator;
 use crate::pipeline::Pipeline;

@@ -11,6 +11,7 @@ pub mod kernel;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod noop;
 pub mod plan;
+pub mod profile;
 pub mod run;
 pub mod tune;
 mod unroll;

@@ -10,6 +10,7 @@ use super::device::Gpu;
 use super::graph::{Graph, Node, Place, Tensor};
 use super::kernel::{Pipeline, STEP_SLOT};
 use super::plan::{Lifetime, Plan, plan};
+use super::profile::Profile;
 use crate::error::Result;
 
 impl Gpu {
@@ -470,45 +471,5 @@ impl Recording {
         let period = f64::from(gpu.inner.queue.get_timestamp_period());
         let ms = |pair: &[u64]| pair[1].saturating_sub(pair[0]) as f64 * period / 1e6;
         Ok((timed.ops, ticks.chunks_exact(2).map(ms).collect()))
-    }
-}
-
-/// Device time by op, variant and shape.
-#[derive(Default)]
-pub struct Profile {
-    rows: HashMap<(&'static str, &'static str, String), ProfileRow>,
-}
-
-/// One row of the per-op table.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct ProfileRow {
-    /// The operation.
-    pub op: &'static str,
-    /// The variant that ran.
-    pub variant: &'static str,
-    /// Shapes read and written.
-    pub shapes: String,
-    /// Dispatches.
-    pub count: u64,
-    /// Milliseconds on the device, together.
-    pub ms: f64,
-    /// Floating-point operations, together.
-    pub flops: u64,
-}
-
-impl Profile {
-    fn add(&mut self, op: &'static str, variant: &'static str, shapes: String, ms: f64, flops: u64) {
-        let row = self.rows.entry((op, variant, shapes.clone()));
-        let row = row.or_insert(ProfileRow { op, variant, shapes, count: 0, ms: 0.0, flops: 0 });
-        row.count += 1;
-        row.ms += ms;
-        row.flops += flops;
-    }
-
-    /// The rows, the slowest first.
-    pub fn rows(&self) -> Vec<ProfileRow> {
-        let mut rows: Vec<ProfileRow> = self.rows.values().cloned().collect();
-        rows.sort_by(|a, b| b.ms.total_cmp(&a.ms));
-        rows
     }
 }

@@ -33,7 +33,7 @@ pub struct Dims {
 static PORTABLE: Source = source!("attention/portable.wgsl", "lib/linear.wgsl");
 static REGISTER: Source = source!("attention/register.wgsl", "lib/keys_each.wgsl");
 static SUBGROUP: Source = source!("attention/register.wgsl", "lib/keys_shared.wgsl");
-static COOP: Source = source!("attention/coop.wgsl", "lib/row.wgsl");
+static COOP: Source = source!("attention/coop.wgsl", "lib/row.wgsl", "lib/halves.wgsl");
 static TILE: Source = source!("attention/tile.wgsl");
 static WIDE: Source = source!("attention/wide.wgsl");
 static MERGE: Source = source!("attention/merge.wgsl", "lib/linear.wgsl");

@@ -26,7 +26,7 @@ static PORTABLE: Source = source!("conv2d/portable.wgsl", "lib/conv.wgsl", "lib/
 static REGISTER: Source = source!("conv2d/register.wgsl", "lib/rows_each.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
 static SUBGROUP: Source = source!("conv2d/register.wgsl", "lib/rows_shared.wgsl", "lib/conv.wgsl", "lib/epilogue.wgsl");
 static FOLD: Source = source!("conv2d/fold.wgsl", "lib/linear.wgsl");
-static COOP: Source = source!("conv2d/tiles.wgsl", "lib/conv.wgsl", "lib/coop.wgsl");
+static COOP: Source = source!("conv2d/tiles.wgsl", "lib/conv.wgsl", "lib/coop.wgsl", "lib/halves.wgsl");
 static TILE: Source = source!("conv2d/tiles.wgsl", "lib/conv.wgsl", "lib/tile.wgsl");
 
 /// The convolution in tiles: on matrix units, and by multiply-adds.

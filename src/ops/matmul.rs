@@ -26,7 +26,8 @@ pub struct Dims {
 static PORTABLE: Source = source!("matmul/portable.wgsl", "lib/linear.wgsl", "lib/epilogue.wgsl");
 static REGISTER: Source = source!("matmul/register.wgsl", "lib/rows_each.wgsl", "lib/epilogue.wgsl");
 static SUBGROUP: Source = source!("matmul/register.wgsl", "lib/rows_shared.wgsl", "lib/epilogue.wgsl");
-static COOP: Source = source!("matmul/tiles.wgsl", "lib/coop.wgsl", "lib/row.wgsl", "lib/row_sums.wgsl");
+static COOP: Source =
+    source!("matmul/tiles.wgsl", "lib/coop.wgsl", "lib/halves.wgsl", "lib/row.wgsl", "lib/row_sums.wgsl");
 static TILE: Source = source!("matmul/tiles.wgsl", "lib/tile.wgsl");
 
 /// The product in tiles: on matrix units, and by multiply-adds.

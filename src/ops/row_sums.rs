@@ -112,18 +112,18 @@ pub fn row_sums(g: &mut Graph, x: Tensor, eps: f32) -> Option<RowSums> {
         Some((_, Value::U32(n))) => Some(*n),
         _ => None,
     };
+    let reduced = node.variant == REDUCED;
     let whole = std::ptr::eq(node.kernel.source, matmul::SOURCES[0]) && head("ACTIVATION") != Some(4);
     // As many of a row's groups of four as divide it.
     let threads = (1..=THREADS.min(fours)).rev().find(|&n| fours.is_multiple_of(n))?;
     let parts = match head("WN") {
         Some(columns) if whole => channels.div_ceil(columns),
-        None if node.variant == REDUCED && node.dims[1] == fours => fours / threads,
+        None if reduced && node.dims[1] == fours => fours / threads,
         _ => return None,
     };
     if parts > MOST {
         return None;
     }
-    let reduced = node.variant == REDUCED;
     let floats = 2 * x.rows() * parts;
     let tensor = g.activation_f32("sums of rows", [1, 1, 1, floats.next_multiple_of(4)]);
     let Some(node) = g.last_mut() else { unreachable!("seen above") };

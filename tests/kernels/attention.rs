@@ -31,7 +31,13 @@ impl Case {
         let width = heads * head_dim;
         let q = normal(42, [batch, 1, tokens, width], dtype);
         let kv = normal(43, [batch / repeat, 1, keys, 2 * width], dtype);
-        Case { q, kv, offsets: [0, 0, width], heads, head_dim, repeat, causal: false }
+        Case::to_prompts(q, kv, heads)
+    }
+
+    /// Attention of these queries [B, 1, T, heads · d] to prompts, `kv` [P, 1, S, 2 · heads · d].
+    pub fn to_prompts(q: Host, kv: Host, heads: u32) -> Case {
+        let (width, repeat) = (q.dims[3], q.dims[0] / kv.dims[0]);
+        Case { q, kv, offsets: [0, 0, width], heads, head_dim: width / heads, repeat, causal: false }
     }
 
     fn queries(&self) -> usize {

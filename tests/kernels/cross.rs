@@ -38,15 +38,7 @@ fn case(place: &Place, [prompts, batch, tokens, keys]: [u32; 4], [heads, head_di
     let y = cross(&mut run.g, x_in, None, &folded, &out, rest_in);
     let got = run.finish(&[y]);
     let width = c as usize;
-    let attended = Case {
-        q: Host::new(x.dims, F32, product(&x.values, &wq)),
-        kv,
-        offsets: [0, 0, c],
-        heads,
-        head_dim,
-        repeat: batch / prompts,
-        causal: false,
-    };
+    let attended = Case::to_prompts(Host::new(x.dims, F32, product(&x.values, &wq)), kv, heads);
     let added = |(i, v): (usize, f64)| v + bias.values[i % width] + rest.values[i];
     let want: Vec<f64> = product(&attended.reference().0, &wo).into_iter().enumerate().map(added).collect();
     let text = format!("[{prompts}, {batch}, {tokens}, {keys}] {heads} x {head_dim}");

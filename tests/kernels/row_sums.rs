@@ -178,16 +178,8 @@ fn norms_before_prompts() {
             let added = |values: Vec<f64>, bias: &Host| -> Vec<f64> {
                 values.iter().enumerate().map(|(i, v)| v + bias.values[i % c as usize]).collect()
             };
-            let attended = Case {
-                q: Host::new([batch, 1, tokens, c], F32, added(product(&h, &wq), &bq)),
-                kv,
-                offsets: [0, 0, c],
-                heads,
-                head_dim,
-                repeat: batch / prompts,
-                causal: false,
-            };
-            let attended = Host::new([1, 1, rows, c], F32, attended.reference().0);
+            let q = Host::new([batch, 1, tokens, c], F32, added(product(&h, &wq), &bq));
+            let attended = Host::new([1, 1, rows, c], F32, Case::to_prompts(q, kv, heads).reference().0);
             let want: Vec<f64> =
                 added(product(&attended, &wo), &bo).iter().zip(&x.values).map(|(v, x)| v + x).collect();
             check(place, limit(F16), &format!("[{prompts}, {batch}, {tokens}, {keys}]"), &got[1], &want);

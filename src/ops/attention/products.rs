@@ -7,9 +7,10 @@ use crate::ops::product::{self, Bare};
 use crate::ops::tiles::{Layout, Shape};
 use crate::ops::{source, vec4_of};
 
-pub(super) static SCORES: Source = source!("attention/scores.wgsl", "lib/coop.wgsl", "lib/bare.wgsl");
+pub(super) static SCORES: Source =
+    source!("attention/scores.wgsl", "lib/coop.wgsl", "lib/halves.wgsl", "lib/bare.wgsl");
 static SOFTMAX: Source = source!("attention/softmax.wgsl");
-static VALUES: Source = source!("attention/values.wgsl", "lib/coop.wgsl", "lib/bare.wgsl");
+static VALUES: Source = source!("attention/values.wgsl", "lib/coop.wgsl", "lib/halves.wgsl", "lib/bare.wgsl");
 
 /// Bytes of the scores that are held at once.
 const SCORES_BYTES: u64 = 64 << 20;
