@@ -19,7 +19,7 @@ use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
 use scumble::ops::cross::{cross, fold as fold_context};
 use scumble::ops::degrade::degrade;
 use scumble::ops::fma::fma;
-use scumble::ops::group_norm::group_norm;
+use scumble::ops::group_norm::{ENDING as NORM_ENDING, group_norm};
 use scumble::ops::guidance::{Degraded, guidance};
 use scumble::ops::layer_norm::{ENDING, layer_norm};
 use scumble::ops::lincomb::{MAX_TERMS, lincomb};
@@ -243,6 +243,13 @@ impl Recorder<'_> {
             group_norm(&mut self.g, x, None, &one, 4, silu);
             group_norm(&mut self.g, x, Some(y), &two, 4, silu);
         }
+        // They end products that come in shares: of an image that one workgroup norms, and of one that many do.
+        let (layer, norm) = (self.linear(1536, 64, true), self.norm(64));
+        for size in [[1, 8, 8], [1, 32, 64]] {
+            let [deep, residual] = [1536, 64].map(|channels| self.input([size[0], size[1], size[2], channels]));
+            let x = matmul(&mut self.g, deep, &layer, Epilogue::add(residual));
+            group_norm(&mut self.g, x, None, &norm, 4, true);
+        }
         let norm = self.norm(8);
         layer_norm(&mut self.g, x, &norm);
         // It ends a product that comes in shares.
@@ -358,6 +365,17 @@ fn every_kernel_validates_and_is_written_for_every_driver() {
     assert!(nodes.len() > 300, "only {} different kernels", nodes.len());
     for variant in ["merge", ENDING] {
         assert!(nodes.values().any(|node| node.variant == variant), "no {variant} among them");
+    }
+    for whole in [0, 1] {
+        let ends = |node: &&&Node| {
+            node.variant == NORM_ENDING
+                && node
+                    .kernel
+                    .head
+                    .iter()
+                    .any(|(name, value)| *name == "WHOLE" && matches!(value, Value::U32(n) if *n == whole))
+        };
+        assert!(nodes.values().any(|node| ends(&node)), "no group norm of shares among them, WHOLE: {whole}");
     }
     for value in ["NORMED", "SUMMED", "BIASED"] {
         let with = nodes.values().filter(|node| node.kernel.head.iter().any(|(name, _)| *name == value));

@@ -21,6 +21,7 @@ const SHARES: u32 = 1u;             // workgroups that share the keys
 const STAGE: u32 = 1u;              // blocks of EDGE keys from one barrier of the workgroup to the next
 const KV_FOURS: u32 = 1u;           // groups of four that a load of keys and values has: two where they are read as numbers of 16 bytes
 const RAGGED: bool = false;         // are there keys beside whole stages?
+const STAYS: u32 = 0u;              // 1: the end is within the loop, or NVIDIA's compiler writes out eight turns of it: of wide heads, 100 kB (lib/coop.wgsl)
 const WITH_LSE: bool = false;       // also write log(sum(exp(scores))) per row, for attention/mass
 const PASSES: u32 = WM / ROWS;
 const FR: u32 = ROWS / EDGE;        // matrices of a pass
@@ -203,7 +204,13 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     workgroupBarrier();
 
     var here = 0u;
+    //: if STAYS < 1
     for (var stage0 = from_key; stage0 < to_key; stage0 += KEYS) {
+    //: end
+    //: if 0 < STAYS
+    var stage0 = from_key;
+    loop {
+    //: end
         // The next stage; the one after it is fetched while this one is multiplied.
         let there = TILE - here;
         //: for i in 0..LOADS
@@ -292,7 +299,13 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
         //: end
         workgroupBarrier();
         here = there;
+    //: if STAYS < 1
     }
+    //: end
+    //: if 0 < STAYS
+        stage0 += KEYS;
+        if (stage0 < to_key) { continue; }
+    //: end
 
     //: for p in 0..PASSES
     let query_$p = first + $pu * ROWS + row;
@@ -313,5 +326,9 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     }
     subgroupBarrier();
     //: end
+    //: end
+    //: if 0 < STAYS
+        if (dims.batch > 0u) { break; }
+    }
     //: end
 }

@@ -1,130 +1,164 @@
-// Group norm in one dispatch, for small pictures: one workgroup for one image and a span of groups, as few as have whole groups of
-// four channels. Deviations are counted from each channel's first pixel: no cancellation where the mean is large against the spread.
-// Channels are then merged into groups (Chan et al. 1979, parallel variance). Two sources become one.
+// Group norm by one workgroup for a span of groups, whose threads hold EACH pixels each: of a whole image, or of a chunk of it, of which it
+// leaves mean and sum of squared deviations for kernels/group_norm/merged.wgsl. Two sources become one. With SPLITS the first comes as
+// shares of a product, and this ends that product as well (lib/ended.wgsl). Grid (spans, chunks, B).
 alias elem4 = vec4<f32>;
+alias residual4 = vec4<f32>;
 alias out4 = vec4<f32>;
 const TWO_SOURCES: bool = false;
 const SILU: bool = false;
+const WHOLE: u32 = 1u;          // 1: the only chunk is normed, too
+const SPLITS: u32 = 0u;
+const EACH: u32 = 1u;
 const THREADS: u32 = 256u;
-const TOGETHER: u32 = 4u;       // pixels whose loads are under way together
+const PARTS: u32 = 32u;         // of a group's lines, each summed by one thread, then all by one
+const MOST: u32 = 8u;           // groups of a span
 
-struct Dims { pixels: u32, x4: u32, y4: u32, span4: u32, group: u32, eps: f32 }     // span4 channels / 4 of a span, group channels
+struct Dims {
+    pixels: u32, x4: u32, y4: u32, span4: u32, group: u32, eps: f32,    // span4 channels / 4 of a span, group channels
+    //: if 0 < SPLITS
+    rows: u32, n4: u32, rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32,
+    //: end
+}
 
+//: if SPLITS < 1
 @group(0) @binding(0) var<storage, read> x: array<elem4>;               // [B, pixels, x4]
 @group(0) @binding(1) var<storage, read> y: array<elem4>;               // [B, pixels, y4]
+//: if 0 < WHOLE
 @group(0) @binding(2) var<storage, read> gamma: array<vec4<f32>>;       // [x4 + y4]
 @group(0) @binding(3) var<storage, read> beta: array<vec4<f32>>;        // [x4 + y4]
 @group(0) @binding(4) var<storage, read_write> out: array<out4>;        // [B, pixels, x4 + y4]
 @group(0) @binding(5) var<uniform> dims: Dims;
+//: end
+//: if WHOLE < 1
+@group(0) @binding(2) var<storage, read_write> stats: array<vec2<f32>>; // [B, chunks, groups]: mean, squared deviations
+@group(0) @binding(3) var<uniform> dims: Dims;
+//: end
+//: end
+//: if 0 < SPLITS
+@group(0) @binding(0) var<storage, read> shares: array<vec4<f32>>;      // [SPLITS, B pixels, x4]
+@group(0) @binding(1) var<storage, read> bias: array<vec4<f32>>;        // [.., x4]
+@group(0) @binding(2) var<storage, read> residual: array<residual4>;    // [B, pixels, x4]
+@group(0) @binding(3) var<storage, read> y: array<elem4>;               // the others as above
+//: if 0 < WHOLE
+@group(0) @binding(4) var<storage, read> gamma: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> beta: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> x: array<elem4>;
+@group(0) @binding(7) var<storage, read_write> out: array<out4>;
+@group(0) @binding(8) var<uniform> dims: Dims;
+//: end
+//: if WHOLE < 1
+@group(0) @binding(4) var<storage, read_write> x: array<elem4>;
+@group(0) @binding(5) var<storage, read_write> stats: array<vec2<f32>>;
+@group(0) @binding(6) var<uniform> dims: Dims;
+//: end
+//: end
 
-// Of each thread's pixels: sums, sums of squares. Afterwards, of each four channels: means, squared deviations.
+// The chunk's first pixel. Deviations are counted from each group's first channel there: no cancellation where the mean is large against
+// the spread.
+var<workgroup> pixel_0: array<f32, THREADS>;
+// Of a thread's pixels: sum, sum of squares; of its first channel's group, and of the next.
 var<workgroup> sums: array<vec4<f32>, THREADS>;
-var<workgroup> squares: array<vec4<f32>, THREADS>;
-// Mean and 1 / deviation of each group; a span has at most four.
-var<workgroup> stats: array<vec4<f32>, 4>;
+// The same of each group and part.
+var<workgroup> parts: array<vec2<f32>, PARTS * MOST>;
+//: if 0 < WHOLE
+// Mean, 1 / deviation.
+var<workgroup> of_groups: array<vec2<f32>, MOST>;
+//: end
 
 fn load(pixel: u32, c4: u32) -> vec4<f32> {
     if (TWO_SOURCES && c4 >= dims.x4) { return vec4<f32>(y[pixel * dims.y4 + c4 - dims.x4]); }
+    //: if SPLITS < 1
     return vec4<f32>(x[pixel * dims.x4 + c4]);
-}
-
-fn channels_of(column: u32) -> vec4<u32> { return vec4<u32>(column * 4u) + vec4<u32>(0u, 1u, 2u, 3u); }
-
-// Sum over four channels of a span, those of one group alone: that of channels first .. end.
-fn within(first: u32, end: u32, column: u32, value: vec4<f32>) -> f32 {
-    let channels = channels_of(column);
-    return dot(value, select(vec4<f32>(0.0), vec4<f32>(1.0), channels >= vec4<u32>(first) & channels < vec4<u32>(end)));
-}
-
-// Statistics of the groups that four channels are of. Of four groups at most: three comparisons, where a division takes twenty instructions.
-fn stats_of(column: u32) -> array<vec4<f32>, 2> {
-    let channels = channels_of(column);
-    var groups = vec4<u32>(0u);
-    for (var g = 1u; g < 4u; g++) { groups += select(vec4<u32>(0u), vec4<u32>(1u), channels >= vec4<u32>(g * dims.group)); }
-    let a = stats[groups.x];
-    let b = stats[groups.y];
-    let c = stats[groups.z];
-    let d = stats[groups.w];
-    return array<vec4<f32>, 2>(vec4<f32>(a.x, b.x, c.x, d.x), vec4<f32>(a.y, b.y, c.y, d.y));
+    //: end
+    //: if 0 < SPLITS
+    return vec4<f32>(elem4(ended(pixel, c4)));
+    //: end
 }
 
 @compute @workgroup_size(THREADS)
-fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>) {
-    let c4s = dims.x4 + dims.y4;
-    let spans = c4s / dims.span4;
-    let image = wid.x / spans * dims.pixels;
-    // A thread keeps to one column of four channels; those beyond whole lines have none.
+fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
+    // Threads beyond whole lines load what the last line does, and count nothing.
     let lines = THREADS / dims.span4;
     let column = local % dims.span4;
     let line = local / dims.span4;
-    let c4 = wid.x % spans * dims.span4 + column;
-    let first = load(image, c4);
-    // Ahead of the sums, so that nothing waits for them.
+    let c4 = wid.x * dims.span4 + column;
+    let chunk = lines * EACH;
+    let count = min(chunk, dims.pixels - wid.y * chunk);
+    let start = wid.z * dims.pixels + wid.y * chunk;
+    //: for i in 0..EACH
+    let v_$i = load(start + min(line + $iu * lines, count - 1u), c4);
+    //: end
+    //: if 0 < WHOLE
+    // Before they are needed.
     let weight = gamma[c4];
-    let bias = beta[c4];
+    let added = beta[c4];
+    //: end
+    if (line == 0u) {
+        //: for k in 0..4
+        pixel_0[column * 4u + $ku] = v_0[$k];
+        //: end
+    }
+    workgroupBarrier();
+    let group = first_group(column);
+    let next = in_next(column, group);
+    // Of the last channels there is no next group, and no use.
+    let origin = select(vec4<f32>(pixel_0[group * dims.group]), vec4<f32>(pixel_0[min((group + 1u) * dims.group, THREADS - 1u)]), next);
     var sum = vec4<f32>(0.0);
     var square = vec4<f32>(0.0);
-    if (line < lines) {
-        for (var p = line; p < dims.pixels; p += TOGETHER * lines) {
-            //: for i in 0..TOGETHER
-            let v_$i = load(image + min(p + $iu * lines, dims.pixels - 1u), c4);
-            //: end
-            //: for i in 0..TOGETHER
-            if (p + $iu * lines < dims.pixels) {
-                let d = v_$i - first;
-                sum += d;
-                square += d * d;
+    //: for i in 0..EACH
+    if (line < lines && line + $iu * lines < count) {
+        //: if 0 < SPLITS
+        if (!TWO_SOURCES || c4 < dims.x4) { x[(start + line + $iu * lines) * dims.x4 + c4] = elem4(v_$i); }
+        //: end
+        let d = v_$i - origin;
+        sum += d;
+        square += d * d;
+    }
+    //: end
+    let of_next = select(vec4<f32>(0.0), vec4<f32>(1.0), next);
+    let of_own = vec4<f32>(1.0) - of_next;
+    sums[local] = vec4<f32>(dot(sum, of_own), dot(square, of_own), dot(sum, of_next), dot(square, of_next));
+    workgroupBarrier();
+    let groups = dims.span4 * 4u / dims.group;
+    let many = min(PARTS, lines);
+    if (local < many * groups) {
+        let own = local % groups;
+        var all = vec2<f32>(0.0);
+        for (var l = local / groups; l < lines; l += PARTS) {
+            for (var c = own * dims.group / 4u; c < ((own + 1u) * dims.group + 3u) / 4u; c++) {
+                let both = sums[l * dims.span4 + c];
+                all += select(both.zw, both.xy, c * 4u >= own * dims.group);
             }
-            //: end
         }
-    }
-    sums[local] = sum;
-    squares[local] = square;
-    workgroupBarrier();
-    for (var rest = lines; rest > 1u; rest = (rest + 1u) / 2u) {
-        let half = (rest + 1u) / 2u;
-        if (line < rest - half) {
-            sums[local] += sums[local + half * dims.span4];
-            squares[local] += squares[local + half * dims.span4];
-        }
-        workgroupBarrier();
-    }
-    let count = f32(dims.pixels);
-    if (line == 0u) {
-        let mean = sums[local] / count;
-        squares[local] = max(squares[local] - sums[local] * mean, vec4<f32>(0.0));
-        sums[local] = first + mean;
+        parts[local] = all;
     }
     workgroupBarrier();
-    let first_of = local * dims.group;
-    if (first_of < dims.span4 * 4u) {
-        let end = first_of + dims.group;
-        let columns = (end + 3u) / 4u;
-        var mean = 0.0;
-        for (var i = first_of / 4u; i < columns; i++) { mean += within(first_of, end, i, sums[i]); }
-        mean /= f32(dims.group);
-        var spread = 0.0;
-        for (var i = first_of / 4u; i < columns; i++) {
-            let d = sums[i] - mean;
-            spread += within(first_of, end, i, squares[i] + count * d * d);
-        }
-        stats[local] = vec4<f32>(mean, 1.0 / sqrt(spread / (count * f32(dims.group)) + dims.eps), 0.0, 0.0);
+    if (local < groups) {
+        var all = parts[local];
+        for (var p = 1u; p < many; p++) { all += parts[p * groups + local]; }
+        let elements = f32(count * dims.group);
+        let mean = all.x / elements;
+        let squares = max(all.y - all.x * mean, 0.0);
+        //: if WHOLE < 1
+        stats[((wid.z * grid.y + wid.y) * grid.x + wid.x) * groups + local] = vec2<f32>(pixel_0[local * dims.group] + mean, squares);
+        //: end
+        //: if 0 < WHOLE
+        of_groups[local] = vec2<f32>(pixel_0[local * dims.group] + mean, 1.0 / sqrt(squares / elements + dims.eps));
+        //: end
     }
+    //: if 0 < WHOLE
     workgroupBarrier();
     if (line >= lines) { return; }
-    let own = stats_of(column);
-    let scale = weight * own[1];
-    let shift = bias - own[0] * scale;
-    for (var p = line; p < dims.pixels; p += TOGETHER * lines) {
-        //: for i in 0..TOGETHER
-        let v_$i = load(image + min(p + $iu * lines, dims.pixels - 1u), c4);
-        //: end
-        //: for i in 0..TOGETHER
-        if (p + $iu * lines < dims.pixels) {
-            var v = v_$i * scale + shift;
-            if (SILU) { v = v / (1.0 + exp(-v)); }
-            out[(image + p + $iu * lines) * c4s + c4] = out4(v);
-        }
-        //: end
+    let own = of_groups[group];
+    let other = of_groups[min(group + 1u, groups - 1u)];
+    let scale = weight * select(vec4<f32>(own.y), vec4<f32>(other.y), next);
+    let shift = added - select(vec4<f32>(own.x), vec4<f32>(other.x), next) * scale;
+    //: for i in 0..EACH
+    if (line + $iu * lines < count) {
+        var v = v_$i * scale + shift;
+        if (SILU) { v = v / (1.0 + exp(-v)); }
+        out[(start + line + $iu * lines) * (dims.x4 + dims.y4) + c4] = out4(v);
     }
+    //: end
+    //: end
 }

@@ -1,5 +1,5 @@
 // Layer norm over the channels of each row: lanes of one subgroup for one row, which they hold in registers. No barrier.
-// With SPLITS the row comes as shares of a product, and this ends that product as well (kernels/matmul/reduce.wgsl, lib/epilogue.wgsl).
+// With SPLITS the row comes as shares of a product, and this ends that product as well (lib/ended.wgsl).
 alias loaded = vec4<f32>;       // what a lane loads at once: four channels, or the bits of eight f16
 const FOURS: u32 = 1u;          // groups of four channels in it
 const SPAN: u32 = 32u;          // lanes of a row: a power of two within a subgroup
@@ -29,18 +29,6 @@ struct Dims { rows: u32, c4: u32, eps: f32, n4: u32, rows_per_bias: u32, bias_st
 @group(0) @binding(5) var<storage, read_write> x: array<loaded>;        // [rows, c4 / FOURS]
 @group(0) @binding(6) var<storage, read_write> out: array<loaded>;      // as x
 @group(0) @binding(7) var<uniform> dims: Dims;
-
-// Four channels of a row, of the product ended here.
-fn ended(row: u32, c4: u32) -> vec4<f32> {
-    let rest = load_residual(row, c4);
-    var sum = load_bias(row, c4);
-    //: for s in 0..SPLITS
-    sum += shares[($su * dims.rows + row) * dims.c4 + c4];
-    //: end
-    sum = activate(sum);
-    if (HAS_RESIDUAL) { sum += vec4<f32>(rest); }
-    return sum;
-}
 
 // What a lane would load of a row of x.
 fn row_of(row: u32, load: u32) -> loaded {

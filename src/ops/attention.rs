@@ -257,9 +257,7 @@ fn record(g: &mut Graph, a: &Attention, lse: Option<Tensor>) -> Tensor {
     let cuts = if lse.is_some() { coop_cut(g.caps(), a, 1).into_iter().collect() } else { coop_cuts(g.caps(), a) };
     let coop = cuts.first().map_or(0, |cut| cut.wm * cut.subgroups);
     let mut dims = Dims { coop, products: lse.is_none() && products::suits(g, a), ..dims };
-    let mut rows = candidates(g, "attention", VARIANTS, &dims);
-    // Heads this wide make a kernel of 100 kB; fetching it anew in every step takes longer than it saves.
-    rows.sort_by_key(|row| row.name != "products" && dims.products && a.head_dim > 128);
+    let rows = candidates(g, "attention", VARIANTS, &dims);
     let key = format!(
         "attention {:?} {}x{}x{} {}x{}",
         a.q.dtype, dims.batch, dims.heads, a.head_dim, dims.queries, dims.keys
@@ -354,14 +352,18 @@ struct Cut {
     stage: u32,
 }
 
+/// Channels of a head, in whole matrices, above which registers allow half the queries, and the kernel's loop stays one.
+const NARROW: u32 = 80;
 /// Workgroups that may share the keys.
 const SHARES: [u32; 4] = [1, 2, 3, 4];
 
 /// The ways to share the keys, the fastest by estimate first; none where sizes, types or the device do not suit.
 fn coop_cuts(caps: &Caps, a: &Attention) -> Vec<Cut> {
-    // Parts of large pictures' attention would take much memory, for a GPU that is full without them.
+    // Parts of large pictures' attention would take much memory, for a GPU that is full without them; wide heads have few keys, and gain
+    // nothing.
     let few = |cut: &Cut| {
-        cut.shares <= a.kv.tokens().div_ceil(cut.edge * cut.stage) && cut.workgroups(a) <= 8 * u64::from(UNITS)
+        let enough = cut.shares <= a.kv.tokens().div_ceil(cut.edge * cut.stage);
+        enough && a.head_dim <= NARROW && cut.workgroups(a) <= 8 * u64::from(UNITS)
     };
     let cuts = SHARES.into_iter().filter_map(|shares| coop_cut(caps, a, shares));
     let mut cuts: Vec<Cut> = cuts.filter(|cut| cut.shares == 1 || few(cut)).collect();
@@ -413,7 +415,7 @@ fn coop_cut(caps: &Caps, a: &Attention, shares: u32) -> Option<Cut> {
         (2 * rows, 16)
     } else if many(64, 12) {
         (2 * rows, 12)
-    } else if padded <= 80 && groups(4) > UNITS {
+    } else if padded <= NARROW && groups(4) > UNITS {
         (2 * rows, 4)
     } else {
         (rows, 4)
@@ -437,6 +439,7 @@ fn coop_head(cut: &Cut, a: &Attention) -> Vec<(&'static str, Value)> {
         ("SUBGROUPS", subgroups),
         ("SHARES", shares),
         ("STAGE", stage),
+        ("STAYS", u32::from(padded > NARROW)),
     ];
     let mut head: Vec<_> = values.map(|(name, value)| (name, Value::U32(value))).to_vec();
     let eights = [a.head_dim, a.kv.channels(), a.k_offset, a.v_offset].iter().all(|n| n.is_multiple_of(8));

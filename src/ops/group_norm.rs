@@ -1,7 +1,6 @@
 //! group_norm: normalise groups of channels over an image, with SiLU if asked; two sources in place of a concatenation.
 
-use super::{Norm, Variant, candidates, choose, source, vec4_of};
-use crate::gpu::Caps;
+use super::{Norm, Variant, candidates, choose, product, source, vec4_of};
 use crate::gpu::graph::{Graph, Node, Statistics, Sums, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -9,7 +8,8 @@ static SUMS: Source = source!("group_norm/sums.wgsl", "lib/linear.wgsl");
 static MERGE: Source = source!("group_norm/merge.wgsl", "lib/linear.wgsl");
 static MERGE_WORKGROUP: Source = source!("group_norm/merge_workgroup.wgsl");
 static APPLY: Source = source!("group_norm/apply.wgsl", "lib/linear.wgsl");
-static WORKGROUP: Source = source!("group_norm/workgroup.wgsl");
+static WORKGROUP: Source = source!("group_norm/workgroup.wgsl", "lib/groups.wgsl");
+static MERGED: Source = source!("group_norm/merged.wgsl", "lib/groups.wgsl");
 
 /// What the table of norms looks at.
 #[derive(Clone, Copy, Debug)]
@@ -20,28 +20,32 @@ pub struct Whole {
     pub pixels: u32,
     /// Channels / 4 of both sources.
     pub c4: u32,
-    /// Channels / 4 of the fewest groups that have whole groups of four channels.
+    /// Channels of a group.
+    pub group: u32,
+    /// Channels / 4 of a span: of the fewest groups that have whole groups of four channels.
     pub span4: u32,
     /// Are the statistics the image's own?
     pub own: bool,
+    /// Invocations of a workgroup, at most.
+    pub threads: u32,
 }
-
-/// Groups of four that one workgroup of the most threads should norm, where that is not measured: on an H200 16,384 are faster so, of
-/// 20,480 not all; fewer threads should norm half as many.
-const MOST: u32 = 16 << 10;
-
-/// Threads of a workgroup, of which the largest that suit are tried beside the smallest, with so many groups of four for each.
-const THREADS: [u32; 3] = [256, 512, 1024];
-const EACH: u32 = 4;
 
 /// The variants of a norm, the fastest first.
 pub static VARIANTS: &[Variant<Whole>] = &[
     Variant {
         name: "workgroup",
         source: &WORKGROUP,
-        needs: |caps| !caps.is_cpu() && caps.invocations >= 256,
-        fits: |d| d.own && d.span4 <= 64 && d.pixels * d.span4 <= 4 * MOST && d.batch * d.c4 / d.span4 <= 65_535,
-        grid: |d| [d.batch * d.c4 / d.span4, 1, 1],
+        needs: |caps| !caps.is_cpu() && caps.invocations >= THREADS,
+        fits: |d| d.own && d.spans() && one_chunk(d).1 <= HELD,
+        grid: |d| [d.c4 / d.span4, 1, d.batch],
+    },
+    Variant {
+        // Statistics of chunks, and the norm, every workgroup of which merges its groups'.
+        name: "chunks",
+        source: &MERGED,
+        needs: |caps| !caps.is_cpu() && caps.invocations >= THREADS,
+        fits: |d| d.own && d.spans() && chunks(d).1 <= MOST_CHUNKS,
+        grid: |d| [d.c4 / d.wide4(), d.pixels.div_ceil(lines(d) * together(d)), d.batch],
     },
     Variant {
         // Sums of chunks, their merge, and the norm itself.
@@ -56,8 +60,68 @@ pub static VARIANTS: &[Variant<Whole>] = &[
     },
 ];
 
-/// Pixels of a thread that applies a norm: its loads are under way together.
+/// Threads of a workgroup that has a chunk of an image, or norms a part of it.
+const THREADS: u32 = 256;
+/// .. of one that has a whole image, at most.
+const MOST_THREADS: u32 = 1024;
+/// Pixels that a thread holds, at most: of an image, and of a chunk.
+const HELD: u32 = 8;
+const MOST_HELD: u32 = 16;
+/// Groups of four channels that a workgroup norms alone faster than many do in two dispatches.
+const ALONE: u32 = 2560;
+/// Chunks that every workgroup merges for itself, at most: more are merged once, by a dispatch of their own.
+const MOST_CHUNKS: u32 = 64;
+/// Workgroups that there should be: some for each of a large GPU's multiprocessors.
+const FILLED: u32 = 512;
+/// Pixels of a thread that norms, at most: its loads are under way together.
 const APPLIED: u32 = 4;
+
+impl Whole {
+    /// Do spans suit workgroups, and have four channels two groups at most?
+    fn spans(&self) -> bool {
+        self.group >= 3 && self.wide4() <= 64 && self.batch <= 65_535
+    }
+
+    /// Channels / 4 of a span, or of two where that makes rows of whole pieces of 32 bytes.
+    fn wide4(&self) -> u32 {
+        let doubled = self.span4 % 2 == 1 && self.c4.is_multiple_of(2 * self.span4);
+        self.span4 << u32::from(doubled)
+    }
+}
+
+/// Threads of a workgroup that has all pixels of a span, and how many each has.
+fn one_chunk(d: &Whole) -> (u32, u32) {
+    let most = d.threads.min(MOST_THREADS);
+    let each = |threads: u32| d.pixels.div_ceil(threads / d.span4);
+    let mut threads = THREADS;
+    while each(threads) > 4 && 2 * threads <= most {
+        threads *= 2;
+    }
+    (threads, each(threads))
+}
+
+/// Threads that have a column of four channels of a span.
+fn lines(d: &Whole) -> u32 {
+    THREADS / d.wide4()
+}
+
+/// Twice as many as long as that leaves workgroups enough, from one pixel a thread.
+fn doubled(d: &Whole) -> u32 {
+    let singles = d.batch * d.pixels.div_ceil(lines(d)) * (d.c4 / d.wide4());
+    1 << (singles / FILLED).max(1).ilog2()
+}
+
+/// Pixels of a thread that has a part of a chunk, and the chunks that makes.
+fn chunks(d: &Whole) -> (u32, u32) {
+    let least = d.pixels.div_ceil(lines(d) * MOST_CHUNKS).next_power_of_two();
+    let each = doubled(d).max(least).min(MOST_HELD);
+    (each, d.pixels.div_ceil(each * lines(d)))
+}
+
+/// Pixels of a thread that norms them.
+fn together(d: &Whole) -> u32 {
+    doubled(d).min(APPLIED)
+}
 
 /// What the table of merges looks at.
 #[derive(Clone, Copy, Debug)]
@@ -88,128 +152,237 @@ pub static MERGE_VARIANTS: &[Variant<Dims>] = &[
     },
 ];
 
+/// The statistics, or the norm, that end the product before the norm as well, as dispatches are named.
+pub const ENDING: &str = "workgroup of shares";
+
+/// A norm to record.
+struct Recorded<'a> {
+    /// x, and y or x again.
+    sources: [Tensor; 2],
+    /// Are there two?
+    two: bool,
+    norm: &'a Norm,
+    silu: bool,
+    groups: u32,
+    whole: Whole,
+    variant: &'static Variant<Whole>,
+}
+
 /// Record group norm of x [B, H, W, C] (and y [B, H, W, C'] beside it); the result is [B, H, W, C + C'].
-/// Statistics are merged in f32 from chunks of pixels, so that large means lose no digits.
+/// Statistics are merged in f32 from chunks of pixels, so that large means lose no digits. Where x was just summed from a product's
+/// shares, what reads x first does that as well: a launch and a way to memory less.
 pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, groups: u32, silu: bool) -> Tensor {
     let [batch, h, w, x_channels] = x.dims;
     let y_channels = y.map_or(0, |y| y.channels());
     let channels = x_channels + y_channels;
     assert!(channels.is_multiple_of(groups), "group_norm: {channels} channels in {groups} groups");
     assert_eq!(norm.gamma.dims[3], channels, "group_norm: gamma for {:?} + {y_channels}", x.dims);
-    let sources = [x, y.unwrap_or(x)];
-    let elem = ("elem4", vec4_of(x.dtype));
-    let two = ("TWO_SOURCES", Value::Bool(y.is_some()));
-    let (x4, y4, c4) = (x_channels / 4, y_channels / 4, channels / 4);
-    let pixels = h * w;
-    let elements = x.len() + y.map_or(0, |y| y.len());
-    let span4 = span4(channels / groups);
-    let own = matches!(g.statistics, Statistics::Own);
-    let whole = Whole { batch, pixels, c4, span4, own };
+    let group = channels / groups;
+    let whole = Whole {
+        batch,
+        pixels: h * w,
+        c4: channels / 4,
+        group,
+        span4: span4(group),
+        own: matches!(g.statistics, Statistics::Own),
+        // Each has two groups of four numbers and some in workgroup memory.
+        threads: g.caps().invocations.min(g.caps().workgroup_memory / 32),
+    };
     let mut rows = candidates(g, "group_norm", VARIANTS, &whole);
-    // Large pictures have more pixels than one workgroup should go through.
-    let most = if threads(g.caps(), &whole).next() == THREADS.last().copied() { MOST } else { MOST / 2 };
-    rows.sort_by_key(|row| row.name == "workgroup" && pixels * span4 > most);
-    let key = format!("group_norm {:?} {batch}x{h}x{w}x{channels} in {groups}", x.dtype);
-    let mut ways = Vec::new();
-    for row in rows {
-        if row.name == "workgroup" {
-            ways.extend(threads(g.caps(), &whole).map(|threads| (row, threads)));
-        } else {
-            ways.push((row, 0));
-        }
+    rows.sort_by_key(|row| row.name == "workgroup" && whole.pixels * whole.span4 > ALONE);
+    rows.sort_by_key(|row| row.name == "passes");
+    let shares = product::ends_in_shares(g, x) && rows.iter().any(|row| row.name != "passes");
+    if shares {
+        // It would cost more than it saves to sum them apart.
+        rows.truncate(1);
     }
-    let name = |(row, threads): &(&Variant<Whole>, u32)| match threads {
-        0 => row.name.to_owned(),
-        threads => format!("{} of {threads}", row.name),
+    let key = format!(
+        "group_norm {:?} {batch}x{h}x{w}x{channels} in {groups}{}",
+        x.dtype,
+        if shares { ", of shares" } else { "" }
+    );
+    let names = rows.iter().map(|row| row.name.to_owned()).collect();
+    let variant = rows[g.pick(key, names)];
+    let recorded = Recorded { sources: [x, y.unwrap_or(x)], two: y.is_some(), norm, silu, groups, whole, variant };
+    let out = match variant.name {
+        "workgroup" => recorded.in_a_workgroup(g),
+        "chunks" => recorded.in_chunks(g),
+        _ => recorded.in_passes(g),
     };
-    let (variant, threads) = ways[g.pick(key, ways.iter().map(name).collect())];
-    if variant.name == "workgroup" {
-        let out = g.operand("group norm", [batch, h, w, channels]);
-        let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
-        g.push(Node {
-            op: "group_norm",
-            variant: variant.name,
-            kernel: Kernel {
-                source: variant.source,
-                libs: vec![],
-                head: vec![
-                    elem,
-                    two,
-                    ("out4", vec4_of(out.dtype)),
-                    ("SILU", Value::Bool(silu)),
-                    ("THREADS", Value::U32(threads)),
-                ],
-            },
-            reads: vec![sources[0], sources[1], gamma, beta],
-            writes: vec![out],
-            dims: vec![pixels, x4, y4, span4, channels / groups, norm.eps.to_bits()],
-            step: false,
-            grid: (variant.grid)(&whole),
-            flops: 5 * elements,
-        });
-        g.picked();
-        return out;
-    }
-    let given = match &mut g.statistics {
-        Statistics::Tile(tile) => tile.given.pop_front(),
-        Statistics::Own => None,
-    };
-    let sums = match given {
-        // Of the whole image, merged into one chunk.
-        Some((tensor, pixels)) => Sums { tensor, pixels, chunk: pixels, nodes: 0 },
-        None => record_sums(g, sources, &[elem.clone(), two.clone()], [x4, y4]),
-    };
-    assert_eq!(sums.tensor.dims[2..], [c4, 8], "group_norm: statistics for {channels} channels");
-    let affine = g.activation_f32("group norm affine", [batch, 1, c4, 8]);
-    let out = g.operand("group norm", [batch, h, w, channels]);
-    let (gamma, beta) = (norm.gamma.bind(g), norm.beta.bind(g));
-    let dims = Dims { batch, channels, groups };
-    let merge = choose(g, "group_norm_merge", MERGE_VARIANTS, &dims);
-    g.push(Node {
-        op: "group_norm_merge",
-        variant: merge.name,
-        kernel: Kernel { source: merge.source, libs: vec![], head: vec![] },
-        reads: vec![sums.tensor, gamma, beta],
-        writes: vec![affine],
-        dims: vec![
-            batch,
-            sums.pixels,
-            channels,
-            channels / groups,
-            sums.tensor.dims[1],
-            sums.chunk,
-            norm.eps.to_bits(),
-        ],
-        step: false,
-        grid: (merge.grid)(&dims),
-        flops: 8 * sums.tensor.len(),
-    });
-    g.push(Node {
-        op: "group_norm",
-        variant: "apply",
-        kernel: Kernel {
-            source: &APPLY,
-            libs: vec![],
-            head: vec![elem, two, ("out4", vec4_of(out.dtype)), ("SILU", Value::Bool(silu))],
-        },
-        reads: vec![sources[0], sources[1], affine],
-        writes: vec![out],
-        dims: vec![pixels, pixels.div_ceil(APPLIED), x4, y4],
-        step: false,
-        grid: (variant.grid)(&whole),
-        flops: 2 * elements,
-    });
     g.picked();
     out
 }
 
-/// Threads of a workgroup that norms alone, the likely fastest first.
-fn threads(caps: &Caps, whole: &Whole) -> impl Iterator<Item = u32> {
-    let suits = |threads: u32| threads <= caps.invocations && threads * 32 + 64 <= caps.workgroup_memory;
-    let wanted = (whole.pixels * whole.span4 / EACH).max(THREADS[0]);
-    let most = THREADS.into_iter().rfind(|&threads| suits(threads) && threads <= wanted).unwrap_or(THREADS[0]);
-    let least = (most > THREADS[0]).then_some(THREADS[0]);
-    std::iter::once(most).chain(least)
+impl Recorded<'_> {
+    /// The values of the kernels' heads that all have.
+    fn head(&self) -> Vec<(&'static str, Value)> {
+        vec![("elem4", vec4_of(self.sources[0].dtype)), ("TWO_SOURCES", Value::Bool(self.two))]
+    }
+
+    fn out(&self, g: &mut Graph) -> Tensor {
+        let [batch, h, w, _] = self.sources[0].dims;
+        g.operand("group norm", [batch, h, w, 4 * self.whole.c4])
+    }
+
+    /// .. and of those that store the norm.
+    fn out_head(&self, out: Tensor) -> Vec<(&'static str, Value)> {
+        [self.head(), vec![("out4", vec4_of(out.dtype)), ("SILU", Value::Bool(self.silu))]].concat()
+    }
+
+    /// Pixels of an image, and channels / 4 of the sources.
+    fn words(&self) -> [u32; 3] {
+        let x4 = self.sources[0].channels() / 4;
+        [self.whole.pixels, x4, self.whole.c4 - x4]
+    }
+
+    fn elements(&self) -> u64 {
+        4 * u64::from(self.whole.batch * self.whole.pixels) * u64::from(self.whole.c4)
+    }
+
+    fn affine(&self, g: &mut Graph) -> [Tensor; 2] {
+        [self.norm.gamma.bind(g), self.norm.beta.bind(g)]
+    }
+
+    fn in_a_workgroup(&self, g: &mut Graph) -> Tensor {
+        let whole = &self.whole;
+        let (threads, each) = one_chunk(whole);
+        let reduce = product::take_sum(g, self.sources[0]);
+        let out = self.out(g);
+        let own = [("WHOLE", 1), ("EACH", each), ("THREADS", threads)];
+        let node = Node {
+            op: "group_norm",
+            variant: self.variant.name,
+            kernel: Kernel {
+                source: self.variant.source,
+                libs: vec![],
+                head: [self.out_head(out), own.map(|(name, n)| (name, Value::U32(n))).to_vec()].concat(),
+            },
+            reads: [self.sources, self.affine(g)].concat(),
+            writes: vec![out],
+            dims: [&self.words()[..], &[whole.span4, whole.group, self.norm.eps.to_bits()]].concat(),
+            step: false,
+            grid: (self.variant.grid)(whole),
+            flops: 5 * self.elements(),
+        };
+        push(g, node, reduce);
+        out
+    }
+
+    fn in_chunks(&self, g: &mut Graph) -> Tensor {
+        let whole = &self.whole;
+        let wide4 = whole.wide4();
+        let (each, chunks) = chunks(whole);
+        let floats = 2 * whole.batch * chunks * self.groups;
+        let reduce = product::take_sum(g, self.sources[0]);
+        let stats = g.activation_f32("group norm statistics", [1, 1, 1, floats.next_multiple_of(4)]);
+        let own = [("WHOLE", 0), ("EACH", each), ("THREADS", THREADS)];
+        let node = Node {
+            op: "group_norm",
+            variant: "statistics",
+            kernel: Kernel {
+                source: &WORKGROUP,
+                libs: vec![],
+                head: [self.head(), own.map(|(name, n)| (name, Value::U32(n))).to_vec()].concat(),
+            },
+            reads: self.sources.to_vec(),
+            writes: vec![stats],
+            dims: [&self.words()[..], &[wide4, whole.group, self.norm.eps.to_bits()]].concat(),
+            step: false,
+            grid: [whole.c4 / wide4, chunks, whole.batch],
+            flops: 3 * self.elements(),
+        };
+        push(g, node, reduce);
+        let out = self.out(g);
+        let [gamma, beta] = self.affine(g);
+        let own = [("THREADS", THREADS), ("TOGETHER", together(whole))];
+        g.push(Node {
+            op: "group_norm",
+            variant: self.variant.name,
+            kernel: Kernel {
+                source: self.variant.source,
+                libs: vec![],
+                head: [self.out_head(out), own.map(|(name, n)| (name, Value::U32(n))).to_vec()].concat(),
+            },
+            reads: [&self.sources[..], &[stats, gamma, beta]].concat(),
+            writes: vec![out],
+            dims: [&self.words()[..], &[wide4, whole.group, chunks, each * lines(whole), self.norm.eps.to_bits()]]
+                .concat(),
+            step: false,
+            grid: (self.variant.grid)(whole),
+            flops: 2 * self.elements(),
+        });
+        out
+    }
+
+    fn in_passes(&self, g: &mut Graph) -> Tensor {
+        let Whole { batch, c4, group, .. } = self.whole;
+        let words = self.words();
+        let given = match &mut g.statistics {
+            Statistics::Tile(tile) => tile.given.pop_front(),
+            Statistics::Own => None,
+        };
+        let sums = match given {
+            // Of the whole image, merged into one chunk.
+            Some((tensor, pixels)) => Sums { tensor, pixels, chunk: pixels, nodes: 0 },
+            None => record_sums(g, self.sources, &self.head(), [words[1], words[2]]),
+        };
+        assert_eq!(sums.tensor.dims[2..], [c4, 8], "group_norm: statistics for {} channels", 4 * c4);
+        let affine = g.activation_f32("group norm affine", [batch, 1, c4, 8]);
+        let out = self.out(g);
+        let [gamma, beta] = self.affine(g);
+        let dims = Dims { batch, channels: 4 * c4, groups: self.groups };
+        let merge = choose(g, "group_norm_merge", MERGE_VARIANTS, &dims);
+        g.push(Node {
+            op: "group_norm_merge",
+            variant: merge.name,
+            kernel: Kernel { source: merge.source, libs: vec![], head: vec![] },
+            reads: vec![sums.tensor, gamma, beta],
+            writes: vec![affine],
+            dims: vec![
+                batch,
+                sums.pixels,
+                dims.channels,
+                group,
+                sums.tensor.dims[1],
+                sums.chunk,
+                self.norm.eps.to_bits(),
+            ],
+            step: false,
+            grid: (merge.grid)(&dims),
+            flops: 8 * sums.tensor.len(),
+        });
+        g.push(Node {
+            op: "group_norm",
+            variant: "apply",
+            kernel: Kernel { source: &APPLY, libs: vec![], head: self.out_head(out) },
+            reads: vec![self.sources[0], self.sources[1], affine],
+            writes: vec![out],
+            dims: vec![words[0], words[0].div_ceil(APPLIED), words[1], words[2]],
+            step: false,
+            grid: (self.variant.grid)(&self.whole),
+            flops: 2 * self.elements(),
+        });
+        out
+    }
+}
+
+/// Record `node`, which reads x and y first, with the work of `reduce`, of which x is the result, if there is one.
+fn push(g: &mut Graph, mut node: Node, reduce: Option<Node>) {
+    if let Some(reduce) = reduce {
+        let [x, mut y] = [node.reads[0], node.reads[1]];
+        if y == x {
+            // Nobody reads it, and what is written cannot be bound to be read.
+            y = reduce.reads[0];
+        }
+        node.variant = ENDING;
+        node.kernel.libs = product::ENDED.to_vec();
+        node.kernel.head.extend(product::ended_head(&reduce));
+        node.reads = [&reduce.reads[..], &[y], &node.reads[2..]].concat();
+        node.writes.insert(0, x);
+        node.dims.extend(&reduce.dims);
+        node.flops += reduce.flops;
+    }
+    g.push(node);
 }
 
 /// Channels / 4 of the fewest groups of `group` channels that have whole groups of four.
@@ -241,14 +414,11 @@ fn record_sums(g: &mut Graph, sources: [Tensor; 2], head: &[(&'static str, Value
     let chunks = pixels.div_ceil(chunk);
     let c4 = x4 + y4;
     let sums = g.activation_f32("group norm sums", [batch, chunks, c4, 8]);
+    let inside = [rows, columns] != whole;
     g.push(Node {
         op: "group_norm",
         variant: "sums",
-        kernel: Kernel {
-            source: &SUMS,
-            libs: vec![],
-            head: [head, &[("INSIDE", Value::Bool([rows, columns] != whole))]].concat(),
-        },
+        kernel: Kernel { source: &SUMS, libs: vec![], head: [head, &[("INSIDE", Value::Bool(inside))]].concat() },
         reads: sources.to_vec(),
         writes: vec![sums],
         dims: vec![batch, pixels, x4, y4, chunks, chunk, h * w, w, inner, rows[0] * w + columns[0]],

@@ -66,10 +66,8 @@ pub fn layer_norm(g: &mut Graph, x: Tensor, norm: &Norm) -> Tensor {
     let span = fours.div_ceil(HELD).next_power_of_two().min(lanes);
     let dims = Dims { rows, per: fours.div_ceil(span), span };
     let variant = choose(g, "layer_norm", VARIANTS, &dims);
-    let summed = |node: &Node| node.variant == product::REDUCED && node.writes == [x] && node.dims[1] == fours;
-    // Tuning times both apart.
-    let reduce = match variant.name == "subgroup" && rows >= ENDED && g.trial.is_none() {
-        true => g.take_last(summed),
+    let reduce = match variant.name == "subgroup" && rows >= ENDED {
+        true => product::take_sum(g, x),
         false => None,
     };
     let head = if variant.name == "subgroup" {
@@ -99,9 +97,8 @@ pub fn layer_norm(g: &mut Graph, x: Tensor, norm: &Norm) -> Tensor {
     };
     if let Some(reduce) = reduce {
         node.variant = ENDING;
-        node.kernel.libs = vec![&product::EPILOGUE];
-        node.kernel.head.extend(reduce.kernel.head.into_iter().filter(|(name, _)| *name != "out4"));
-        node.kernel.head.push(("STORES", Value::U32(0)));
+        node.kernel.libs = product::ENDED.to_vec();
+        node.kernel.head.extend(product::ended_head(&reduce));
         node.reads = [&reduce.reads[..], &[gamma, beta]].concat();
         node.writes = vec![x, out];
         // Its rows are ours.

@@ -20,6 +20,33 @@ static REDUCE: Source = source!("matmul/reduce.wgsl", "lib/linear.wgsl", "lib/ep
 /// The sum of a product's shares, as dispatches are named.
 pub(crate) const REDUCED: &str = "reduce";
 
+/// What a kernel needs that sums a product's shares before its own work, and does not store as [`REDUCE`] does.
+pub(crate) static ENDED: [&Source; 2] = [&EPILOGUE, &ENDED_LIB];
+static ENDED_LIB: Source = source!("lib/ended.wgsl");
+
+/// Is `node` the sum of shares that gave `x`, and nothing more?
+fn sums(node: &Node, x: Tensor) -> bool {
+    let own = node.variant == REDUCED && node.writes == [x] && node.dims[1] == x.channels() / 4;
+    own && node.kernel.head.iter().all(|(name, _)| !["NORMED", "SUMMED"].contains(name))
+}
+
+/// Was the sum of shares that gave `x` recorded last? See [`take_sum`].
+pub(crate) fn ends_in_shares(g: &Graph, x: Tensor) -> bool {
+    g.trial.is_none() && g.nodes().last().is_some_and(|node| sums(node, x))
+}
+
+/// Take back the sum of shares that gave `x`, if that was recorded last: the op that reads `x` does it as well. None while ways are tried:
+/// tuning times both apart.
+pub(crate) fn take_sum(g: &mut Graph, x: Tensor) -> Option<Node> {
+    if ends_in_shares(g, x) { g.take_last(|_| true) } else { None }
+}
+
+/// The head values of a kernel that does the work of `reduce`, a sum of shares.
+pub(crate) fn ended_head(reduce: &Node) -> Vec<(&'static str, Value)> {
+    let own = reduce.kernel.head.iter().filter(|(name, _)| *name != "out4").cloned();
+    own.chain([("STORES", Value::U32(0))]).collect()
+}
+
 /// Can this product of a graph run in tiles of multiply-adds?
 pub fn tiled(g: &Graph, shape: &Shape) -> bool {
     tiles(g.caps(), Method::Tile, Layout::Rows, shape.depth).any(|tile| count(tile, shape) <= 65_535)
@@ -31,6 +58,8 @@ pub fn fits(g: &Graph, shape: &Shape, layout: Layout, [a, b]: [DType; 2]) -> boo
     halves && shape.m >= 8 && tiles(g.caps(), Method::Coop, layout, shape.depth).any(|tile| shape.takes(tile, 1))
 }
 
+/// Shares of a product at most: of the 29 MB of weights of a convolution at 8x8, 24 and 32 bring more from memory at a time than 16.
+const MOST_SHARES: u32 = 32;
 /// Cuts of a product that are tried when it is tuned.
 const TRIED: usize = 8;
 
@@ -51,7 +80,7 @@ pub(crate) fn pick<'t, D>(
             names.push(row.name.to_owned());
             continue;
         };
-        for (cut, name) in cuts_of(g, shape, method, Layout::Rows, 16).iter() {
+        for (cut, name) in cuts_of(g, shape, method, Layout::Rows, MOST_SHARES).iter() {
             ways.push((row, Some(*cut)));
             names.push(name.clone());
         }
@@ -61,7 +90,7 @@ pub(crate) fn pick<'t, D>(
 
 /// The cut of a product that has no other way than tiles of this method; none where they do not take it. As [`pick`].
 pub(crate) fn pick_cut(g: &mut Graph, op: &str, shape: &Shape, form: &str, method: Method) -> Option<Cut> {
-    let cuts = cuts_of(g, shape, method, Layout::Rows, 16);
+    let cuts = cuts_of(g, shape, method, Layout::Rows, MOST_SHARES);
     if cuts.is_empty() {
         return None;
     }

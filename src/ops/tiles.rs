@@ -239,7 +239,7 @@ pub(crate) fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, m
         let reduction = if splits > 1 { 2900 + share } else { 0 };
         rounds * (steps * u64::from(step) + ends) + reduction
     };
-    let splits = [1, 2, 3, 4, 6, 8, 12, 16];
+    let splits = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32];
     let all =
         tiles(caps, method, layout, shape.depth).flat_map(|tile| splits.map(|shares| Cut { tile: *tile, shares }));
     let enough = |cut: &Cut| cut.shares == 1 || (cut.shares <= most && shape.k / cut.tile.bk / cut.shares >= 4);

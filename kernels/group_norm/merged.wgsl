@@ -1,0 +1,91 @@
+// Group norm, 2 of 2: every workgroup merges the chunks' statistics of its groups (Chan et al. 1979, parallel variance), then x scale + shift,
+// and SiLU if asked. One workgroup for a block of pixels of one image and a span of groups; pixels are loaded before the statistics, so
+// that nothing waits for them. Two sources become one. Grid (spans, blocks, B).
+alias elem4 = vec4<f32>;
+alias out4 = vec4<f32>;
+const TWO_SOURCES: bool = false;
+const SILU: bool = false;
+const THREADS: u32 = 256u;
+const TOGETHER: u32 = 4u;       // pixels of a thread
+const MOST: u32 = 512u;         // statistics of a span: chunks of all its groups
+
+struct Dims {
+    pixels: u32, x4: u32, y4: u32, span4: u32, group: u32, chunks: u32, chunk: u32, eps: f32,   // span4 channels / 4 of a span, group channels
+}
+
+@group(0) @binding(0) var<storage, read> x: array<elem4>;               // [B, pixels, x4]
+@group(0) @binding(1) var<storage, read> y: array<elem4>;               // [B, pixels, y4]
+@group(0) @binding(2) var<storage, read> stats: array<vec2<f32>>;       // [B, chunks, groups]: mean, squared deviations
+@group(0) @binding(3) var<storage, read> gamma: array<vec4<f32>>;       // [x4 + y4]
+@group(0) @binding(4) var<storage, read> beta: array<vec4<f32>>;        // [x4 + y4]
+@group(0) @binding(5) var<storage, read_write> out: array<out4>;        // [B, pixels, x4 + y4]
+@group(0) @binding(6) var<uniform> dims: Dims;
+
+const GROUPS: u32 = 8u;         // of a span, at most
+
+// The chunks' statistics, and those of whole groups: mean, 1 / deviation.
+var<workgroup> of_chunks: array<vec2<f32>, MOST>;
+var<workgroup> of_groups: array<vec2<f32>, GROUPS>;
+
+fn load(pixel: u32, c4: u32) -> elem4 {
+    if (TWO_SOURCES && c4 >= dims.x4) { return y[pixel * dims.y4 + c4 - dims.x4]; }
+    return x[pixel * dims.x4 + c4];
+}
+
+// One of the span's groups. Deviations of the chunks' means are counted from the first's.
+fn merged(group: u32, groups: u32) -> vec2<f32> {
+    let origin = of_chunks[group].x;
+    var sum = 0.0;
+    var square = 0.0;
+    for (var i = 0u; i < dims.chunks; i++) {
+        let found = of_chunks[i * groups + group];
+        let n = f32(min(dims.chunk, dims.pixels - i * dims.chunk));
+        let d = found.x - origin;
+        sum += n * d;
+        square += found.y + n * d * d * f32(dims.group);
+    }
+    let mean = sum / f32(dims.pixels);
+    let spread = max(square / f32(dims.pixels * dims.group) - mean * mean, 0.0);
+    return vec2<f32>(origin + mean, 1.0 / sqrt(spread + dims.eps));
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
+    let c4s = dims.x4 + dims.y4;
+    let image = wid.z * dims.pixels;
+    let lines = THREADS / dims.span4;
+    let column = local % dims.span4;
+    let line = local / dims.span4;
+    let c4 = wid.x * dims.span4 + column;
+    let first = wid.y * lines * TOGETHER + line;
+    //: for i in 0..TOGETHER
+    let v_$i = load(image + min(first + $iu * lines, dims.pixels - 1u), c4);
+    //: end
+    let weight = gamma[c4];
+    let bias = beta[c4];
+    let groups = dims.span4 * 4u / dims.group;
+    for (var i = local; i < dims.chunks * groups; i += THREADS) {
+        of_chunks[i] = stats[((wid.z * dims.chunks + i / groups) * grid.x + wid.x) * groups + i % groups];
+    }
+    workgroupBarrier();
+    // One thread for each: if all threads merged for themselves, it would take longer than the norm.
+    if (local < groups) { of_groups[local] = merged(local, groups); }
+    workgroupBarrier();
+    // Threads beyond whole lines have nothing to store.
+    if (line >= lines) { return; }
+    let group = first_group(column);
+    let next = in_next(column, group);
+    // Of the last channels there is no next group, and no use.
+    let own = of_groups[group];
+    let other = of_groups[min(group + 1u, groups - 1u)];
+    let mean = select(vec4<f32>(own.x), vec4<f32>(other.x), next);
+    let scale = weight * select(vec4<f32>(own.y), vec4<f32>(other.y), next);
+    let shift = bias - mean * scale;
+    //: for i in 0..TOGETHER
+    if (first + $iu * lines < dims.pixels) {
+        var v = vec4<f32>(v_$i) * scale + shift;
+        if (SILU) { v = v / (1.0 + exp(-v)); }
+        out[(image + first + $iu * lines) * c4s + c4] = out4(v);
+    }
+    //: end
+}
