@@ -67,12 +67,12 @@ const MOST_THREADS: u32 = 1024;
 /// Pixels that a thread holds, at most: of an image, and of a chunk.
 const HELD: u32 = 8;
 const MOST_HELD: u32 = 16;
-/// Groups of four channels that a workgroup norms alone faster than many do in two dispatches.
+/// Groups of four channels that a workgroup norms alone as fast as many do in two dispatches.
 const ALONE: u32 = 2560;
 /// Chunks that every workgroup merges for itself, at most: more are merged once, by a dispatch of their own.
 const MOST_CHUNKS: u32 = 64;
 /// Workgroups that there should be: some for each of a large GPU's multiprocessors.
-const FILLED: u32 = 512;
+const FILLED: u64 = 512;
 /// Pixels of a thread that norms, at most: its loads are under way together.
 const APPLIED: u32 = 4;
 
@@ -107,8 +107,8 @@ fn lines(d: &Whole) -> u32 {
 
 /// Twice as many as long as that leaves workgroups enough, from one pixel a thread.
 fn doubled(d: &Whole) -> u32 {
-    let singles = d.batch * d.pixels.div_ceil(lines(d)) * (d.c4 / d.wide4());
-    1 << (singles / FILLED).max(1).ilog2()
+    let singles = u64::from(d.batch * (d.c4 / d.wide4())) * u64::from(d.pixels.div_ceil(lines(d)));
+    1 << (singles / FILLED).max(1).ilog2().min(31)
 }
 
 /// Pixels of a thread that has a part of a chunk, and the chunks that makes.
@@ -152,7 +152,7 @@ pub static MERGE_VARIANTS: &[Variant<Dims>] = &[
     },
 ];
 
-/// The statistics, or the norm, that end the product before the norm as well, as dispatches are named.
+/// A norm in a workgroup, or statistics of chunks, that end the product before them as well: as dispatches are named.
 pub const ENDING: &str = "workgroup of shares";
 
 /// A norm to record.
