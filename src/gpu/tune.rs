@@ -87,6 +87,16 @@ impl Graph {
         self.picks.iter().map(|pick| pick.nodes.clone())
     }
 
+    /// What was picked before, if nothing stands between, is timed with the last: it may leave a part of its work to that, more in one way
+    /// than in another. Where nothing is, does nothing.
+    pub fn picked_together(&mut self) {
+        if let [.., before, last] = &mut self.picks[..]
+            && before.nodes.end == last.nodes.start
+        {
+            before.nodes.end = last.nodes.end;
+        }
+    }
+
     /// The dispatches since the last [`Graph::pick`] are that op's.
     pub fn picked(&mut self) {
         if let Some(pick) = self.picks.last_mut() {

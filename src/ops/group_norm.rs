@@ -210,6 +210,7 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
         _ => recorded.in_passes(g),
     };
     g.picked();
+    g.picked_together();
     out
 }
 
@@ -431,4 +432,41 @@ fn record_sums(g: &mut Graph, sources: [Tensor; 2], head: &[(&'static str, Value
         tile.next.get_or_insert(found);
     }
     found
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use pollster::block_on;
+
+    use super::*;
+    use crate::gpu::noop::NoopProfile;
+    use crate::gpu::{DType, Gpu};
+    use crate::ops::matmul::matmul;
+    use crate::ops::{Epilogue, Linear, Param};
+
+    /// In every way that tuning tries, a product is timed with the norm after it, whether that sums its shares or there are none.
+    #[test]
+    fn a_product_is_tuned_with_the_norm_that_ends_it() {
+        let gpu = block_on(Gpu::noop(&NoopProfile::H200)).expect("noop");
+        let param = |dims: [u32; 4], dtype: DType| {
+            let bytes = dims.iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes();
+            Param { buffer: block_on(gpu.storage("parameter", bytes)).expect("a buffer"), dims, dtype }
+        };
+        let layer = Linear { weight: param([1, 1, 640, 320], DType::F16), bias: None };
+        let [gamma, beta] = [0; 2].map(|_| param([1, 1, 1, 320], DType::F32));
+        let norm = Norm { gamma, beta, eps: 1e-5 };
+        let mut shared = [0; 2];
+        for (size, trial) in [8, 64].into_iter().flat_map(|size| (0..8).map(move |trial| (size, trial))) {
+            let mut g = Graph::new(&gpu, DType::F16);
+            g.trial = Some(trial);
+            let x = g.argument("x", [1, size, size, 640], DType::F16);
+            let x = matmul(&mut g, x, &layer, Epilogue::default());
+            group_norm(&mut g, x, None, &norm, 32, true);
+            assert!(g.nodes().iter().all(|node| node.variant != product::REDUCED), "{size}, {trial}: summed apart");
+            let all = 0..g.nodes().len();
+            assert_eq!(g.picked_nodes().collect::<Vec<_>>(), [all.clone(), 1..all.end], "{size}, {trial}");
+            shared[usize::from(g.nodes()[1].variant == ENDING)] += 1;
+        }
+        assert!(shared.iter().all(|&times| times > 0), "whole products and shares: {shared:?}");
+    }
 }

@@ -32,11 +32,10 @@ fn sums(node: &Node, x: Tensor) -> bool {
 
 /// Was the sum of shares that gave `x` recorded last? See [`take_sum`].
 pub(crate) fn ends_in_shares(g: &Graph, x: Tensor) -> bool {
-    g.trial.is_none() && g.nodes().last().is_some_and(|node| sums(node, x))
+    g.nodes().last().is_some_and(|node| sums(node, x))
 }
 
-/// Take back the sum of shares that gave `x`, if that was recorded last: the op that reads `x` does it as well. None while ways are tried:
-/// tuning times both apart.
+/// Take back the sum of shares that gave `x`, if that was recorded last: the op that reads `x` does it as well.
 pub(crate) fn take_sum(g: &mut Graph, x: Tensor) -> Option<Node> {
     if ends_in_shares(g, x) { g.take_last(|_| true) } else { None }
 }
