@@ -28,7 +28,12 @@ const F32: f64 = 2e-5;
 const F16: f64 = 1e-2;
 
 fn gpu() -> Gpu {
-    let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), ..Default::default() };
+    forcing(&[])
+}
+
+fn forcing(variants: &[(&str, &str)]) -> Gpu {
+    let variants = variants.iter().map(|(op, variant)| ((*op).to_owned(), (*variant).to_owned())).collect();
+    let options = GpuOptions { device: std::env::var("SCUMBLE_DEVICE").ok(), variants, ..Default::default() };
     block_on(Gpu::open(&options)).expect("a GPU or a software device")
 }
 
@@ -167,8 +172,8 @@ fn the_embedded_text_encoder() {
     assert!(relative(&pooled.data, &golden.take("pooled").data[width..2 * width]) < F32);
 }
 
-#[test]
-fn the_embedded_unet() {
+/// What it gave.
+fn embedded_unet(gpu: &Gpu, precision: Precision, limit: f64) -> Vec<f32> {
     let golden = Golden::open("networks/embedded_unet");
     let input = UNetInput {
         sample: golden.take("sample"),
@@ -176,23 +181,54 @@ fn the_embedded_unet() {
         encoder_hidden_states: golden.take("encoder_hidden_states"),
         added: None,
     };
-    let (sample, mass) = block_on(probe::unet(&gpu(), &embedded(), Precision::F32, &input, true)).expect("run");
+    let (sample, mass) = block_on(probe::unet(gpu, &embedded(), precision, &input, true)).expect("run");
     let mass = mass.expect("asked for");
-    assert!(relative(&sample.data, &golden.take("out").data) < F32);
-    assert!(relative(&mass.data, &golden.take("mass").data) < F32);
+    let errors =
+        [(&sample.data, "out"), (&mass.data, "mass")].map(|(data, name)| relative(data, &golden.take(name).data));
+    println!("embedded UNet {precision:?}: {errors:?}");
+    assert!(errors.iter().all(|error| *error < limit), "{precision:?}: {errors:?}");
     let mean = mass.data.iter().sum::<f32>() / mass.data.len() as f32;
     assert!((mean - 1.0).abs() < 1e-5, "the mean mass is 1, found {mean}");
+    sample.data
+}
+
+#[test]
+fn the_embedded_unet() {
+    embedded_unet(&gpu(), Precision::F32, F32);
+}
+
+/// The picture that it gave.
+fn embedded_vae(gpu: &Gpu) -> Vec<f32> {
+    let golden = Golden::open("networks/embedded_vae");
+    let decoded =
+        block_on(probe::vae_decode(gpu, &embedded(), Precision::F32, &golden.take("latent"))).expect("decoded");
+    let (mean, logvar) = block_on(probe::vae_encode(gpu, &embedded(), &golden.take("image"))).expect("encoded");
+    for (found, name) in [(&decoded, "decoded"), (&mean, "mean"), (&logvar, "logvar")] {
+        let error = relative(&found.data, &golden.take(name).data);
+        println!("embedded VAE {name}: {error:.1e}");
+        assert!(error < F32, "{name}: {error:.1e}");
+    }
+    decoded.data
 }
 
 #[test]
 fn the_embedded_vae() {
-    let golden = Golden::open("networks/embedded_vae");
-    let decoded =
-        block_on(probe::vae_decode(&gpu(), &embedded(), Precision::F32, &golden.take("latent"))).expect("decoded");
-    assert!(relative(&decoded.data, &golden.take("decoded").data) < F32);
-    let (mean, logvar) = block_on(probe::vae_encode(&gpu(), &embedded(), &golden.take("image"))).expect("encoded");
-    assert!(relative(&mean.data, &golden.take("mean").data) < F32);
-    assert!(relative(&logvar.data, &golden.take("logvar").data) < F32);
+    embedded_vae(&gpu());
+}
+
+/// With convolutions in Winograd's tiles, after norms by one workgroup and by several, by multiply-adds.
+#[test]
+fn the_embedded_networks_in_winograd_tiles() {
+    let on = |norm, winograd| forcing(&[("winograd", winograd), ("group_norm", norm), ("conv2d", "tile")]);
+    let direct = embedded_unet(&on("chunks", "none"), Precision::F32, F32);
+    for norm in ["workgroup", "chunks"] {
+        let gpu = on(norm, "f2x2");
+        assert!(embedded_unet(&gpu, Precision::F32, F32) != direct, "{norm}: nothing was convolved in tiles");
+        if gpu.caps().f16 {
+            embedded_unet(&gpu, Precision::F16, F16);
+        }
+    }
+    embedded_vae(&on("chunks", "f2x2"));
 }
 
 /// A LoRA on a network with drawn weights: (its files and strengths) → the part's patches.

@@ -47,7 +47,7 @@ run() {
     VK_DRIVER_FILES=$driver VK_ICD_FILENAMES=$driver "$libraries/ld-linux-x86-64.so.2" \
         --library-path "$libraries" "$tests" "$@"
 }
-output=$(run matrix_units wide_head half_operands won_is_kept folded_projections chained_layers norms_b group_norm::norms_end ragged --nocapture 2>&1) || fail "on Mesa 26: $output"
+output=$(run matrix_units wide_head half_operands won_is_kept folded_projections chained_layers norms_b group_norm::norms_end winograd ragged --nocapture 2>&1) || fail "on Mesa 26: $output"
 # A device without matrix units would pass by running nothing.
 if grep "cannot run .*/coop" <<<"$output"; then fail "Mesa 26 offers no matrix units: $output"; fi
 grep "^test " <<<"$output"

@@ -1,16 +1,21 @@
 // Group norm, 2 of 2: every workgroup merges the chunks' statistics of its groups (Chan et al. 1979, parallel variance), then x scale + shift,
 // and SiLU if asked. One workgroup for a block of pixels of one image and a span of groups; pixels are loaded before the statistics, so
-// that nothing waits for them. Two sources become one. Grid (spans, blocks, B).
+// that nothing waits for them. Two sources become one. TO_TILES, a thread norms the inputs of a tile of Winograd's and stores what
+// they become (kernels/lib/winograd.wgsl). Grid (spans, blocks, B).
 alias elem4 = vec4<f32>;
 alias out4 = vec4<f32>;
 const TWO_SOURCES: bool = false;
 const SILU: bool = false;
 const THREADS: u32 = 256u;
 const TOGETHER: u32 = 4u;       // pixels of a thread
+const TO_TILES: u32 = 0u;
 const MOST: u32 = 512u;         // statistics of a span: chunks of all its groups
 
 struct Dims {
     pixels: u32, x4: u32, y4: u32, span4: u32, group: u32, chunks: u32, chunk: u32, eps: f32,   // span4 channels / 4 of a span, group channels
+    //: if 0 < TO_TILES
+    wide: u32,      // pixels of a line
+    //: end
 }
 
 @group(0) @binding(0) var<storage, read> x: array<elem4>;               // [B, pixels, x4]
@@ -57,9 +62,18 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let column = local % dims.span4;
     let line = local / dims.span4;
     let c4 = wid.x * dims.span4 + column;
+    //: if TO_TILES < 1
     let first = wid.y * lines * TOGETHER + line;
     //: for i in 0..TOGETHER
     let v_$i = load(image + min(first + $iu * lines, dims.pixels - 1u), c4);
+    //: end
+    //: end
+    //: if 0 < TO_TILES
+    let tile = wid.y * lines + line;
+    //: for i in 0..16
+    let place_$i = input_of(min(tile, dims.pixels / 4u - 1u), $iu, dims.pixels / dims.wide);
+    let v_$i = load(image + place_$i.pixel, c4);
+    //: end
     //: end
     let weight = gamma[c4];
     let bias = beta[c4];
@@ -81,11 +95,23 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let mean = select(vec4<f32>(own.x), vec4<f32>(other.x), next);
     let scale = weight * select(vec4<f32>(own.y), vec4<f32>(other.y), next);
     let shift = bias - mean * scale;
+    //: if TO_TILES < 1
     //: for i in 0..TOGETHER
     if (first + $iu * lines < dims.pixels) {
         var v = vec4<f32>(v_$i) * scale + shift;
         if (SILU) { v = v / (1.0 + exp(-v)); }
         out[(image + first + $iu * lines) * c4s + c4] = out4(v);
     }
+    //: end
+    //: end
+    //: if 0 < TO_TILES
+    if (tile >= dims.pixels / 4u) { return; }
+    var d = array<vec4<f32>, 16>();
+    //: for i in 0..16
+    d[$i] = vec4<f32>(v_$i) * scale + shift;
+    if (SILU) { d[$i] = d[$i] / (1.0 + exp(-d[$i])); }
+    if (!place_$i.inside) { d[$i] = vec4<f32>(0.0); }
+    //: end
+    store_transformed(d, (image / 4u + tile) * c4s + c4, grid.z * (dims.pixels / 4u) * c4s);
     //: end
 }

@@ -1,6 +1,7 @@
 // Group norm by one workgroup for a span of groups, whose threads hold EACH pixels each: of a whole image, or of a chunk of it, of which it
 // leaves mean and sum of squared deviations for kernels/group_norm/merged.wgsl. Two sources become one. With SPLITS the first comes as
-// shares of a product, and this ends that product as well (lib/ended.wgsl). Grid (spans, chunks, B).
+// shares of a product, and this ends that product as well (lib/ended.wgsl). Where that was a convolution in Winograd's tiles, TILED, a thread's
+// pixels are such tiles (lib/ended_tile.wgsl); where the next is, TO_TILES, their transforms are what is stored. Grid (spans, chunks, B).
 alias elem4 = vec4<f32>;
 alias residual4 = vec4<f32>;
 alias out4 = vec4<f32>;
@@ -8,6 +9,8 @@ const TWO_SOURCES: bool = false;
 const SILU: bool = false;
 const WHOLE: u32 = 1u;          // 1: the only chunk is normed, too
 const SPLITS: u32 = 0u;
+const TILED: u32 = 0u;
+const TO_TILES: u32 = 0u;       // pixels times channels / 4 of a span, where it is stored so
 const EACH: u32 = 1u;
 const THREADS: u32 = 256u;
 const PARTS: u32 = 32u;         // of a group's lines, each summed by one thread, then all by one
@@ -17,6 +20,9 @@ struct Dims {
     pixels: u32, x4: u32, y4: u32, span4: u32, group: u32, eps: f32,    // span4 channels / 4 of a span, group channels
     //: if 0 < SPLITS
     rows: u32, n4: u32, rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32,
+    //: end
+    //: if 0 < TILED + TO_TILES
+    wide: u32,      // pixels of a line
     //: end
 }
 
@@ -64,7 +70,11 @@ var<workgroup> parts: array<vec2<f32>, PARTS * MOST>;
 // Mean, 1 / deviation.
 var<workgroup> of_groups: array<vec2<f32>, MOST>;
 //: end
+//: if 0 < TO_TILES
+var<workgroup> normed: array<out4, TO_TILES>;
+//: end
 
+//: if TILED < 1
 fn load(pixel: u32, c4: u32) -> vec4<f32> {
     if (TWO_SOURCES && c4 >= dims.x4) { return vec4<f32>(y[pixel * dims.y4 + c4 - dims.x4]); }
     //: if SPLITS < 1
@@ -74,6 +84,24 @@ fn load(pixel: u32, c4: u32) -> vec4<f32> {
     return vec4<f32>(elem4(ended(pixel, c4)));
     //: end
 }
+//: end
+//: if 0 < TILED
+// Of the four pixels of a tile.
+fn load(tile: u32, first: u32, c4: u32) -> mat4x4<f32> {
+    var found = mat4x4<f32>();
+    if (TWO_SOURCES && c4 >= dims.x4) {
+        //: for i in 0..4
+        found[$i] = vec4<f32>(y[pixel_in_tile(first, $iu) * dims.y4 + c4 - dims.x4]);
+        //: end
+        return found;
+    }
+    found = ended_tile(tile, first, c4);
+    //: for i in 0..4
+    found[$i] = vec4<f32>(elem4(found[$i]));
+    //: end
+    return found;
+}
+//: end
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
@@ -85,8 +113,24 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let chunk = lines * EACH;
     let count = min(chunk, dims.pixels - wid.y * chunk);
     let start = wid.z * dims.pixels + wid.y * chunk;
+    //: if TILED < 1
     //: for i in 0..EACH
-    let v_$i = load(start + min(line + $iu * lines, count - 1u), c4);
+    let at_$i = start + min(line + $iu * lines, count - 1u);
+    let has_$i = line < lines && line + $iu * lines < count;
+    let v_$i = load(at_$i, c4);
+    //: end
+    //: end
+    //: if 0 < TILED
+    //: for i in 0..EACH / 4
+    let tile_$i = start / 4u + min(line + $iu * lines, count / 4u - 1u);
+    let first_$i = first_of_tile(tile_$i);
+    let found_$i = load(tile_$i, first_$i, c4);
+    //: for k in 0..4
+    let at_${$i * 4 + $k} = pixel_in_tile(first_$i, $ku);
+    let has_${$i * 4 + $k} = line < lines && line + $iu * lines < count / 4u;
+    let v_${$i * 4 + $k} = found_$i[$k];
+    //: end
+    //: end
     //: end
     //: if 0 < WHOLE
     // Before they are needed.
@@ -106,9 +150,9 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     var sum = vec4<f32>(0.0);
     var square = vec4<f32>(0.0);
     //: for i in 0..EACH
-    if (line < lines && line + $iu * lines < count) {
+    if (has_$i) {
         //: if 0 < SPLITS
-        if (!TWO_SOURCES || c4 < dims.x4) { x[(start + line + $iu * lines) * dims.x4 + c4] = elem4(v_$i); }
+        if (!TWO_SOURCES || c4 < dims.x4) { x[at_$i * dims.x4 + c4] = elem4(v_$i); }
         //: end
         let d = v_$i - origin;
         sum += d;
@@ -148,16 +192,39 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     }
     //: if 0 < WHOLE
     workgroupBarrier();
+    //: if TO_TILES < 1
     if (line >= lines) { return; }
-    let own = of_groups[group];
+    //: end
+    let of_group = of_groups[group];
     let other = of_groups[min(group + 1u, groups - 1u)];
-    let scale = weight * select(vec4<f32>(own.y), vec4<f32>(other.y), next);
-    let shift = added - select(vec4<f32>(own.x), vec4<f32>(other.x), next) * scale;
+    let scale = weight * select(vec4<f32>(of_group.y), vec4<f32>(other.y), next);
+    let shift = added - select(vec4<f32>(of_group.x), vec4<f32>(other.x), next) * scale;
     //: for i in 0..EACH
-    if (line + $iu * lines < count) {
+    if (has_$i) {
         var v = v_$i * scale + shift;
         if (SILU) { v = v / (1.0 + exp(-v)); }
-        out[(start + line + $iu * lines) * (dims.x4 + dims.y4) + c4] = out4(v);
+        //: if TO_TILES < 1
+        out[at_$i * (dims.x4 + dims.y4) + c4] = out4(v);
+        //: end
+        //: if 0 < TO_TILES
+        normed[(at_$i - start) * dims.span4 + column] = out4(v);
+        //: end
+    }
+    //: end
+    //: if 0 < TO_TILES
+    workgroupBarrier();
+    for (var t = local; t < dims.pixels / 4u * dims.span4; t += THREADS) {
+        let tile = t / dims.span4;
+        let own = t % dims.span4;
+        var d = array<vec4<f32>, 16>();
+        //: for i in 0..16
+        {
+            let place = input_of(tile, $iu, dims.pixels / dims.wide);
+            if (place.inside) { d[$i] = vec4<f32>(normed[place.pixel * dims.span4 + own]); }
+        }
+        //: end
+        let wide4 = dims.x4 + dims.y4;
+        store_transformed(d, (start / 4u + tile) * wide4 + wid.x * dims.span4 + own, grid.z * (dims.pixels / 4u) * wide4);
     }
     //: end
     //: end

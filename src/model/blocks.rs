@@ -9,11 +9,12 @@ use crate::ops::attention::{Attention, attention, attention_with_mass};
 use crate::ops::chain::{self, Chained, chain};
 use crate::ops::conv2d::{Taps, conv2d};
 use crate::ops::cross::{Folded, cross, fold};
-use crate::ops::group_norm::group_norm;
+use crate::ops::group_norm::{group_norm, group_norm_to_tiles};
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::matmul;
 use crate::ops::repeat::repeat;
 use crate::ops::row_sums::Normed;
+use crate::ops::winograd::{self, winograd};
 use crate::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm};
 
 /// ResnetBlock2D: norm, SiLU, conv, + time embedding, norm, SiLU, conv, + shortcut.
@@ -27,6 +28,9 @@ pub struct Resnet {
     /// First channel of this block in the rows of all time projections; none in the VAE.
     time_offset: Option<u32>,
 }
+
+/// What [`winograd`] takes of a block's two convolutions; none of one that is convolved directly.
+pub type Transformed = [Option<Tensor>; 2];
 
 /// The rows of all blocks' time projections, [1, 1, R, Σ C_out] f32; conv1's biases are in them.
 #[derive(Clone, Copy)]
@@ -64,22 +68,53 @@ impl Resnet {
         })
     }
 
-    /// x [B, H, W, C], and `skip` [B, H, W, C'] beside it on the way up → [B, H, W, C_out].
-    pub fn forward(&self, g: &mut Graph, x: Tensor, skip: Option<Tensor>, time: Option<TimeRows>) -> Tensor {
-        let h = group_norm(g, x, skip, &self.norm1, self.groups, true);
+    /// The weights of its convolutions as [`winograd`] takes them, for images of [h, w]: from the layers alone.
+    pub fn folded(&self, g: &mut Graph, size: [u32; 2]) -> Transformed {
+        [&self.conv1, &self.conv2].map(|conv| winograd::fold(g, conv, size))
+    }
+
+    /// x [B, H, W, C], and `skip` [B, H, W, C'] beside it on the way up → [B, H, W, C_out]. `folded` from [`Resnet::folded`].
+    pub fn forward(
+        &self,
+        g: &mut Graph,
+        x: Tensor,
+        skip: Option<Tensor>,
+        time: Option<TimeRows>,
+        folded: Transformed,
+    ) -> Tensor {
         let bias_rows = time.zip(self.time_offset).map(|(time, offset)| BiasRows {
             tensor: time.tensor,
             offset,
             // One row for the whole batch, or one for each image.
             rows: x.rows() / time.tensor.rows(),
         });
-        let h = conv2d(g, h, None, &self.conv1, Taps::same(3), Epilogue { bias_rows, ..Default::default() });
-        let h = group_norm(g, h, None, &self.norm2, self.groups, true);
-        let residual = match &self.shortcut {
-            Some(conv) => conv2d(g, x, skip, conv, Taps::same(1), Epilogue::default()),
-            None => x,
+        let plus_time = |_: &mut Graph| Epilogue { bias_rows, ..Default::default() };
+        let h = self.convolved(g, (x, skip), (&self.norm1, &self.conv1, folded[0]), plus_time);
+        let plus_shortcut = |g: &mut Graph| match &self.shortcut {
+            Some(conv) => Epilogue::add(conv2d(g, x, skip, conv, Taps::same(1), Epilogue::default())),
+            None => Epilogue::add(x),
         };
-        conv2d(g, h, None, &self.conv2, Taps::same(3), Epilogue::add(residual))
+        self.convolved(g, (h, None), (&self.norm2, &self.conv2, folded[1]), plus_shortcut)
+    }
+
+    /// Norm, SiLU, convolution, and what `epilogue` records and adds.
+    fn convolved(
+        &self,
+        g: &mut Graph,
+        (x, skip): (Tensor, Option<Tensor>),
+        (norm, conv, folded): (&Norm, &Conv, Option<Tensor>),
+        epilogue: impl FnOnce(&mut Graph) -> Epilogue,
+    ) -> Tensor {
+        let fits = folded.filter(|folded| winograd::fits(g, x.rows(), *folded));
+        let tiles = fits.and_then(|_| group_norm_to_tiles(g, x, skip, norm, self.groups, true));
+        if let (Some(folded), Some(tiles)) = (fits, tiles) {
+            let epilogue = epilogue(g);
+            let [batch, h, w, _] = x.dims;
+            return winograd(g, tiles, [batch, h, w], (folded, conv.bias.as_ref()), epilogue);
+        }
+        let h = group_norm(g, x, skip, norm, self.groups, true);
+        let epilogue = epilogue(g);
+        conv2d(g, h, None, conv, Taps::same(3), epilogue)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! B batch, h w latent grid, C channels of a level, P prompts, S context tokens, D context width, R time rows (1 or B).
 
-use super::blocks::{ContextKv, Resnet, TimeRows, Transformer};
+use super::blocks::{ContextKv, Resnet, TimeRows, Transformed, Transformer};
 use super::config::UNetConfig;
 use crate::error::Result;
 use crate::gpu::{Graph, Tensor};
@@ -45,8 +45,11 @@ struct Added {
     linear_2: Linear,
 }
 
+/// Residual blocks of a level, and the transformer after each where there is one.
+type Layers = Vec<(Resnet, Option<Transformer>)>;
+
 struct Down {
-    layers: Vec<(Resnet, Option<Transformer>)>,
+    layers: Layers,
     downsample: Option<Conv>,
 }
 
@@ -57,8 +60,13 @@ struct Mid {
 }
 
 struct Up {
-    layers: Vec<(Resnet, Option<Transformer>)>,
+    layers: Layers,
     upsample: Option<Conv>,
+}
+
+/// The residual blocks of a level, each with the level's size.
+fn of_level(layers: &Layers, size: [u32; 2]) -> impl Iterator<Item = (&Resnet, [u32; 2])> {
+    layers.iter().map(move |(resnet, _)| (resnet, size))
 }
 
 /// What the UNet is asked beside the sample.
@@ -84,6 +92,8 @@ pub struct Folded {
     doublings: Vec<Option<Tensor>>,
     /// [`Transformer::end`] of each transformer, in the order of the computation.
     ends: Vec<Option<Chained>>,
+    /// [`Resnet::folded`] of each residual block, in the order of the computation.
+    convs: Vec<Transformed>,
 }
 
 impl Folded {
@@ -102,6 +112,7 @@ impl Folded {
         Folded {
             doublings: self.doublings.iter().map(|tensor| tensor.map(&mut of)).collect(),
             ends: self.ends.iter().map(|end| end.map(|end| end.map(&mut of))).collect(),
+            convs: self.convs.iter().map(|pair| pair.map(|tensor| tensor.map(&mut of))).collect(),
         }
     }
 }
@@ -242,7 +253,12 @@ impl UNet {
             false => None,
         };
         let doublings = ups.zip(pairs).map(fold).collect();
-        Folded { doublings, ends: self.transformers().map(|transformer| transformer.end(g)).collect() }
+        let ends = self.transformers().map(|transformer| transformer.end(g)).collect();
+        let mid = [&self.mid.first, &self.mid.second].map(|resnet| (resnet, sizes[sizes.len() - 1]));
+        let down = self.down.iter().zip(&sizes).flat_map(|(level, size)| of_level(&level.layers, *size));
+        let up = self.up.iter().zip(sizes.iter().rev()).flat_map(|(level, size)| of_level(&level.layers, *size));
+        let convs = down.chain(mid).chain(up).map(|(resnet, size)| resnet.folded(g, size)).collect();
+        Folded { doublings, ends, convs }
     }
 
     /// SDXL's addition to the time embedding, [1, 1, P, 4·C] f32, of rows of [`added_input`], [1, 1, P, pooled + 6·time_dim]
@@ -280,6 +296,8 @@ impl UNet {
         let mut kv = context.iter().copied();
         let mut doublings = folded.doublings.iter().copied();
         let mut ends = folded.ends.iter().copied();
+        let mut convs = folded.convs.iter().copied();
+        let mut of_next = || convs.next().unwrap_or_default();
 
         // 1. in
         let mut h = conv2d(g, x, None, &self.conv_in, Taps::same(3), Epilogue::default());
@@ -288,7 +306,7 @@ impl UNet {
         // 2. down
         for level in &self.down {
             for (resnet, attention) in &level.layers {
-                h = resnet.forward(g, h, None, time);
+                h = resnet.forward(g, h, None, time, of_next());
                 if let Some(attention) = attention {
                     h = attention.forward(g, h, (&mut kv, ends.next().flatten()), None, share).0;
                     skips.iter_mut().for_each(|skip| *skip = repeat(g, *skip, share));
@@ -303,15 +321,15 @@ impl UNet {
         }
 
         // 3. middle
-        h = self.mid.first.forward(g, h, None, time);
+        h = self.mid.first.forward(g, h, None, time, of_next());
         let (mut h, mass) = self.mid.attention.forward(g, h, (&mut kv, ends.next().flatten()), mass_of, share);
         skips.iter_mut().for_each(|skip| *skip = repeat(g, *skip, share));
-        h = self.mid.second.forward(g, h, None, time);
+        h = self.mid.second.forward(g, h, None, time, of_next());
 
         // 4. up
         for level in &self.up {
             for (resnet, attention) in &level.layers {
-                h = resnet.forward(g, h, skips.pop(), time);
+                h = resnet.forward(g, h, skips.pop(), time, of_next());
                 if let Some(attention) = attention {
                     h = attention.forward(g, h, (&mut kv, ends.next().flatten()), None, 1).0;
                 }

@@ -71,13 +71,19 @@ impl Mid {
 
     /// x [B, h, w, C] → the same: residual block, attention of one head, residual block.
     fn forward(&self, g: &mut Graph, x: Tensor) -> Tensor {
-        let x = self.first.forward(g, x, None, None);
+        let x = apart(g, &self.first, x);
         let h = group_norm(g, x, None, &self.norm, self.groups, false);
         let qkv = matmul(g, h, &self.qkv, Epilogue::default());
         let h = attention(g, &Attention::fused(qkv, 1));
         let x = matmul(g, h, &self.out, Epilogue::add(x));
-        self.second.forward(g, x, None, None)
+        apart(g, &self.second, x)
     }
+}
+
+/// A residual block, its weights transformed for this once: they are read once as well.
+fn apart(g: &mut Graph, resnet: &Resnet, x: Tensor) -> Tensor {
+    let folded = resnet.folded(g, [x.height(), x.width()]);
+    resnet.forward(g, x, None, None, folded)
 }
 
 impl Decoder {
@@ -157,7 +163,7 @@ impl Decoder {
     fn climb(g: &mut Graph, mut h: Tensor, levels: &[(Vec<Resnet>, Option<Conv>)]) -> Tensor {
         for (resnets, upsample) in levels {
             for resnet in resnets {
-                h = resnet.forward(g, h, None, None);
+                h = apart(g, resnet, h);
             }
             if let Some(conv) = upsample {
                 h = match fold(g, conv, h.rows()) {
@@ -239,7 +245,7 @@ impl Encoder {
     fn descend(g: &mut Graph, mut h: Tensor, levels: &[(Vec<Resnet>, Option<Conv>)]) -> Tensor {
         for (resnets, downsample) in levels {
             for resnet in resnets {
-                h = resnet.forward(g, h, None, None);
+                h = apart(g, resnet, h);
             }
             if let Some(conv) = downsample {
                 h = conv2d(g, h, None, conv, Taps::half_after(), Epilogue::default());

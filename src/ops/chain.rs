@@ -35,7 +35,7 @@ impl Chained {
 /// A product of so many rows by [`Chained::weight`], the residual of `between` channels.
 fn shape(rows: u32, [_, _, k, n]: [u32; 4], between: u32) -> Shape {
     let depth = conv2d::common_divisor(k - between, between);
-    Shape { m: rows, n, k, slices: 1, depth, whole: 0 }
+    Shape { m: rows, n, k, slices: 1, depth, whole: 0, apart: false }
 }
 
 /// Record the folding of `first` [K → C] into `second` [C → N], from the layers alone: once is enough. None where matrix units do not

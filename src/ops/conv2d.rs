@@ -135,7 +135,7 @@ pub fn conv2d(g: &mut Graph, x: Tensor, y: Option<Tensor>, layer: &Conv, taps: T
     let size = |n: u32| (n + taps.pad[0] + taps.pad[1] - kernel) / taps.stride + 1;
     let shape = [batch, size(in_h), size(in_w), n];
     let m = shape[0] * shape[1] * shape[2];
-    let product = Shape { m, n, k, slices: 1, depth: common_divisor(x_channels, y_channels), whole: 0 };
+    let product = Shape { m, n, k, slices: 1, depth: common_divisor(x_channels, y_channels), whole: 0, apart: false };
     let coop = product::fits(g, &product, Layout::Rows, [x.dtype, layer.weight.dtype]);
     let half = [x.dtype, layer.weight.dtype] == [DType::F16; 2];
     let dims = Dims { m, n4: n / 4, coop, tile: product::tiled(g, &product), half };
@@ -221,7 +221,7 @@ fn narrowed(g: &mut Graph, x: Tensor, method: Method, kernel: u32, alone: bool) 
 /// A doubled picture's convolution as [`doubled`] runs it: x has `pixels`, in the graph's element type.
 fn doubled_shape(layer: &Conv, pixels: u32) -> Shape {
     let [_, _, k, n] = layer.weight.dims;
-    Shape { m: pixels, n, k: k / 9 * 4, slices: 4, depth: k / 9, whole: 0 }
+    Shape { m: pixels, n, k: k / 9 * 4, slices: 4, depth: k / 9, whole: 0, apart: false }
 }
 
 /// What multiplies a doubled picture's convolution here; none where it is resized instead.

@@ -55,7 +55,7 @@ impl Folded {
 
 /// A product by folded weights, a slice for each prompt and its share of the `rows`; `whole` as [`Shape`] has it.
 fn shape(rows: u32, [slices, _, k, n]: [u32; 4], whole: u32) -> Shape {
-    Shape { m: rows / slices, n, k, slices, depth: k, whole }
+    Shape { m: rows / slices, n, k, slices, depth: k, whole, apart: false }
 }
 
 /// Record the folding of the projections `q` and `out` into `kv` [P, 1, S, 2·C] of `heads` heads. None where matrix units do not multiply the

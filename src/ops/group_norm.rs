@@ -1,6 +1,7 @@
 //! group_norm: normalise groups of channels over an image, with SiLU if asked; two sources in place of a concatenation.
 
-use super::{Norm, Variant, candidates, choose, product, source, vec4_of};
+use super::product::Ending;
+use super::{Norm, Variant, candidates, choose, product, source, vec4_of, winograd};
 use crate::gpu::graph::{Graph, Node, Statistics, Sums, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -10,6 +11,8 @@ static MERGE_WORKGROUP: Source = source!("group_norm/merge_workgroup.wgsl");
 static APPLY: Source = source!("group_norm/apply.wgsl", "lib/linear.wgsl");
 static WORKGROUP: Source = source!("group_norm/workgroup.wgsl", "lib/groups.wgsl");
 static MERGED: Source = source!("group_norm/merged.wgsl", "lib/groups.wgsl");
+/// What norms need that store Winograd's transforms.
+static TO_TILES: Source = source!("lib/to_tiles.wgsl");
 
 /// What the table of norms looks at.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +31,12 @@ pub struct Whole {
     pub own: bool,
     /// Invocations of a workgroup, at most.
     pub threads: u32,
+    /// Are x's pixels in Winograd's tiles, four of which a thread ends together?
+    pub tiled: bool,
+    /// Bytes of four channels as the norm stores them, where it stores Winograd's transforms; else 0.
+    pub to_tiles: u32,
+    /// Bytes of workgroup memory.
+    pub memory: u32,
 }
 
 /// The variants of a norm, the fastest first.
@@ -36,7 +45,7 @@ pub static VARIANTS: &[Variant<Whole>] = &[
         name: "workgroup",
         source: &WORKGROUP,
         needs: |caps| !caps.is_cpu() && caps.invocations >= THREADS,
-        fits: |d| d.own && d.spans() && one_chunk(d).1 <= HELD,
+        fits: |d| d.own && d.spans() && one_chunk(d).1 <= HELD && d.holds(),
         grid: |d| [d.c4 / d.span4, 1, d.batch],
     },
     Variant {
@@ -45,14 +54,17 @@ pub static VARIANTS: &[Variant<Whole>] = &[
         source: &MERGED,
         needs: |caps| !caps.is_cpu() && caps.invocations >= THREADS,
         fits: |d| d.own && d.spans() && chunks(d).1 <= MOST_CHUNKS,
-        grid: |d| [d.c4 / d.wide4(), d.pixels.div_ceil(lines(d) * together(d)), d.batch],
+        grid: |d| {
+            let each = if d.to_tiles > 0 { 4 } else { together(d) };
+            [d.c4 / d.wide4(), d.pixels.div_ceil(lines(d) * each), d.batch]
+        },
     },
     Variant {
         // Sums of chunks, their merge, and the norm itself.
         name: "passes",
         source: &APPLY,
         needs: |_| true,
-        fits: |_| true,
+        fits: |d| d.to_tiles == 0,
         grid: |d| {
             let [x, y, _] = linear_grid(u64::from(d.pixels.div_ceil(APPLIED)) * u64::from(d.c4), 64);
             [x, y, d.batch]
@@ -87,12 +99,25 @@ impl Whole {
         let doubled = self.span4 % 2 == 1 && self.c4.is_multiple_of(2 * self.span4);
         self.span4 << u32::from(doubled)
     }
+
+    /// Is there room for a whole image of a span, where its transforms are stored?
+    fn holds(&self) -> bool {
+        // Each thread's first pixels and sums, and the groups'.
+        let sums = 20 * one_chunk(self).0 + 2_112;
+        self.to_tiles == 0 || sums + self.to_tiles * self.pixels * self.span4 <= self.memory
+    }
+
+    /// Pixels of a thread, of so many that have a column of four channels each.
+    fn each(&self, lines: u32) -> u32 {
+        let together = if self.tiled { 4 } else { 1 };
+        together * (self.pixels / together).div_ceil(lines)
+    }
 }
 
 /// Threads of a workgroup that has all pixels of a span, and how many each has.
 fn one_chunk(d: &Whole) -> (u32, u32) {
     let most = d.threads.min(MOST_THREADS);
-    let each = |threads: u32| d.pixels.div_ceil(threads / d.span4);
+    let each = |threads: u32| d.each(threads / d.span4);
     let mut threads = THREADS;
     while each(threads) > 4 && 2 * threads <= most {
         threads *= 2;
@@ -114,7 +139,7 @@ fn doubled(d: &Whole) -> u32 {
 /// Pixels of a thread that has a part of a chunk, and the chunks that makes.
 fn chunks(d: &Whole) -> (u32, u32) {
     let least = d.pixels.div_ceil(lines(d) * MOST_CHUNKS).next_power_of_two();
-    let each = doubled(d).max(least).min(MOST_HELD);
+    let each = doubled(d).max(least).max(if d.tiled { 4 } else { 1 }).min(MOST_HELD);
     (each, d.pixels.div_ceil(each * lines(d)))
 }
 
@@ -166,18 +191,49 @@ struct Recorded<'a> {
     groups: u32,
     whole: Whole,
     variant: &'static Variant<Whole>,
+    /// Is what is stored Winograd's transforms of the norm?
+    to_tiles: bool,
 }
 
 /// Record group norm of x [B, H, W, C] (and y [B, H, W, C'] beside it); the result is [B, H, W, C + C'].
 /// Statistics are merged in f32 from chunks of pixels, so that large means lose no digits. Where x was just summed from a product's
 /// shares, what reads x first does that as well: a launch and a way to memory less.
 pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, groups: u32, silu: bool) -> Tensor {
+    match recorded(g, x, y, norm, groups, silu, false) {
+        Some(out) => out,
+        None => unreachable!("group_norm: the passes take everything"),
+    }
+}
+
+/// As [`group_norm`], but what is stored is what Winograd's products take of it (`kernels/lib/winograd.wgsl`), [16, 1, B·H·W / 4, C + C']: for [`winograd::winograd`].
+/// None, and nothing recorded, where no variant does that.
+pub fn group_norm_to_tiles(
+    g: &mut Graph,
+    x: Tensor,
+    y: Option<Tensor>,
+    norm: &Norm,
+    groups: u32,
+    silu: bool,
+) -> Option<Tensor> {
+    recorded(g, x, y, norm, groups, silu, true)
+}
+
+fn recorded(
+    g: &mut Graph,
+    x: Tensor,
+    y: Option<Tensor>,
+    norm: &Norm,
+    groups: u32,
+    silu: bool,
+    to_tiles: bool,
+) -> Option<Tensor> {
     let [batch, h, w, x_channels] = x.dims;
     let y_channels = y.map_or(0, |y| y.channels());
     let channels = x_channels + y_channels;
     assert!(channels.is_multiple_of(groups), "group_norm: {channels} channels in {groups} groups");
     assert_eq!(norm.gamma.dims[3], channels, "group_norm: gamma for {:?} + {y_channels}", x.dims);
     let group = channels / groups;
+    let ending = product::ending(g, x);
     let whole = Whole {
         batch,
         pixels: h * w,
@@ -187,23 +243,39 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
         own: matches!(g.statistics, Statistics::Own),
         // Each has two groups of four numbers and some in workgroup memory.
         threads: g.caps().invocations.min(g.caps().workgroup_memory / 32),
+        tiled: ending == Some(Ending::Tiles),
+        to_tiles: if to_tiles { 4 * g.operands.bytes() as u32 } else { 0 },
+        memory: g.caps().workgroup_memory,
     };
+    let wanted = |row: &Variant<Whole>| match g.forced_variant("group_norm") {
+        Some(name) => name == row.name,
+        None => (row.needs)(g.caps()),
+    };
+    if to_tiles && !(winograd::even(x) && VARIANTS.iter().any(|row| wanted(row) && (row.fits)(&whole))) {
+        return None;
+    }
     let mut rows = candidates(g, "group_norm", VARIANTS, &whole);
     rows.sort_by_key(|row| row.name == "workgroup" && whole.pixels * whole.span4 > ALONE);
     rows.sort_by_key(|row| row.name == "passes");
-    let shares = product::ends_in_shares(g, x) && rows.iter().any(|row| row.name != "passes");
+    let shares = ending.is_some() && rows.iter().any(|row| row.name != "passes");
     if shares {
         // It would cost more than it saves to sum them apart.
         rows.truncate(1);
     }
     let key = format!(
-        "group_norm {:?} {batch}x{h}x{w}x{channels} in {groups}{}",
+        "group_norm {:?} {batch}x{h}x{w}x{channels} in {groups}{}{}",
         x.dtype,
-        if shares { ", of shares" } else { "" }
+        match ending {
+            Some(Ending::Shares) if shares => ", of shares",
+            Some(Ending::Tiles) if shares => ", of tiles",
+            _ => "",
+        },
+        if to_tiles { ", to tiles" } else { "" },
     );
     let names = rows.iter().map(|row| row.name.to_owned()).collect();
     let variant = rows[g.pick(key, names)];
-    let recorded = Recorded { sources: [x, y.unwrap_or(x)], two: y.is_some(), norm, silu, groups, whole, variant };
+    let recorded =
+        Recorded { sources: [x, y.unwrap_or(x)], two: y.is_some(), norm, silu, groups, whole, variant, to_tiles };
     let out = match variant.name {
         "workgroup" => recorded.in_a_workgroup(g),
         "chunks" => recorded.in_chunks(g),
@@ -211,7 +283,7 @@ pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, grou
     };
     g.picked();
     g.picked_together();
-    out
+    Some(out)
 }
 
 impl Recorded<'_> {
@@ -221,8 +293,16 @@ impl Recorded<'_> {
     }
 
     fn out(&self, g: &mut Graph) -> Tensor {
-        let [batch, h, w, _] = self.sources[0].dims;
-        g.operand("group norm", [batch, h, w, 4 * self.whole.c4])
+        let ([batch, h, w, _], channels) = (self.sources[0].dims, 4 * self.whole.c4);
+        match self.to_tiles {
+            true => g.operand("group norm in tiles", winograd::dims(self.sources[0].rows(), channels)),
+            false => g.operand("group norm", [batch, h, w, channels]),
+        }
+    }
+
+    /// What kernels have in common that end a product, or store transforms.
+    fn ends(&self) -> Ends {
+        Ends { to_tiles: self.to_tiles, wide: self.sources[0].width() }
     }
 
     /// .. and of those that store the norm.
@@ -249,7 +329,8 @@ impl Recorded<'_> {
         let (threads, each) = one_chunk(whole);
         let reduce = product::take_sum(g, self.sources[0]);
         let out = self.out(g);
-        let own = [("WHOLE", 1), ("EACH", each), ("THREADS", threads)];
+        let held = if self.to_tiles { whole.pixels * whole.span4 } else { 0 };
+        let own = [("WHOLE", 1), ("EACH", each), ("THREADS", threads), ("TO_TILES", held)];
         let node = Node {
             op: "group_norm",
             variant: self.variant.name,
@@ -265,7 +346,7 @@ impl Recorded<'_> {
             grid: (self.variant.grid)(whole),
             flops: 5 * self.elements(),
         };
-        push(g, node, reduce);
+        push(g, node, reduce, self.ends());
         out
     }
 
@@ -292,11 +373,11 @@ impl Recorded<'_> {
             grid: [whole.c4 / wide4, chunks, whole.batch],
             flops: 3 * self.elements(),
         };
-        push(g, node, reduce);
+        push(g, node, reduce, Ends { to_tiles: false, ..self.ends() });
         let out = self.out(g);
         let [gamma, beta] = self.affine(g);
-        let own = [("THREADS", THREADS), ("TOGETHER", together(whole))];
-        g.push(Node {
+        let own = [("THREADS", THREADS), ("TOGETHER", together(whole)), ("TO_TILES", self.to_tiles.into())];
+        let node = Node {
             op: "group_norm",
             variant: self.variant.name,
             kernel: Kernel {
@@ -311,7 +392,8 @@ impl Recorded<'_> {
             step: false,
             grid: (self.variant.grid)(whole),
             flops: 2 * self.elements(),
-        });
+        };
+        push(g, node, None, self.ends());
         out
     }
 
@@ -367,8 +449,16 @@ impl Recorded<'_> {
     }
 }
 
+/// See [`push`].
+struct Ends {
+    to_tiles: bool,
+    /// Pixels of a line.
+    wide: u32,
+}
+
 /// Record `node`, which reads x and y first, with the work of `reduce`, of which x is the result, if there is one.
-fn push(g: &mut Graph, mut node: Node, reduce: Option<Node>) {
+fn push(g: &mut Graph, mut node: Node, reduce: Option<Node>, ends: Ends) {
+    let mut tiled = ends.to_tiles;
     if let Some(reduce) = reduce {
         let [x, mut y] = [node.reads[0], node.reads[1]];
         if y == x {
@@ -376,12 +466,20 @@ fn push(g: &mut Graph, mut node: Node, reduce: Option<Node>) {
             y = reduce.reads[0];
         }
         node.variant = ENDING;
-        node.kernel.libs = product::ENDED.to_vec();
+        node.kernel.libs = product::ended_libs(&reduce);
         node.kernel.head.extend(product::ended_head(&reduce));
         node.reads = [&reduce.reads[..], &[y], &node.reads[2..]].concat();
         node.writes.insert(0, x);
-        node.dims.extend(&reduce.dims);
+        node.dims.extend(&reduce.dims[..5]);
         node.flops += reduce.flops;
+        tiled |= product::in_tiles(&reduce);
+    }
+    if ends.to_tiles {
+        node.kernel.libs.push(&TO_TILES);
+    }
+    if tiled {
+        node.kernel.libs.push(&winograd::TILES);
+        node.dims.push(ends.wide);
     }
     g.push(node);
 }

@@ -67,7 +67,8 @@ pub fn layer_norm(g: &mut Graph, x: Tensor, norm: &Norm) -> Tensor {
     let dims = Dims { rows, per: fours.div_ceil(span), span };
     let variant = choose(g, "layer_norm", VARIANTS, &dims);
     // Tuning times both apart.
-    let reduce = match variant.name == "subgroup" && rows >= ENDED && g.trial.is_none() {
+    let shares = product::ending(g, x) == Some(product::Ending::Shares);
+    let reduce = match shares && variant.name == "subgroup" && rows >= ENDED && g.trial.is_none() {
         true => product::take_sum(g, x),
         false => None,
     };
@@ -98,7 +99,7 @@ pub fn layer_norm(g: &mut Graph, x: Tensor, norm: &Norm) -> Tensor {
     };
     if let Some(reduce) = reduce {
         node.variant = ENDING;
-        node.kernel.libs = product::ENDED.to_vec();
+        node.kernel.libs = product::ended_libs(&reduce);
         node.kernel.head.extend(product::ended_head(&reduce));
         node.reads = [&reduce.reads[..], &[gamma, beta]].concat();
         node.writes = vec![x, out];

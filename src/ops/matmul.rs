@@ -84,7 +84,7 @@ pub static VARIANTS: &[Variant<Dims>] = &[
 
 fn shape(a: Tensor, layer: &Linear) -> Shape {
     let [_, _, k, n] = layer.weight.dims;
-    Shape { m: a.rows(), n, k, slices: 1, depth: k, whole: 0 }
+    Shape { m: a.rows(), n, k, slices: 1, depth: k, whole: 0, apart: false }
 }
 
 /// Can matrix units multiply `a` by this layer?

@@ -27,6 +27,7 @@ pub mod take;
 pub mod tiles;
 pub mod time_embedding;
 pub mod touch;
+pub mod winograd;
 
 /// One row of an op's table: a kernel, what the device must have, which shapes it takes, and its grid.
 /// Rows are tried in order; the last, `portable`, takes everything.
@@ -64,6 +65,7 @@ pub fn tables() -> Vec<(&'static str, Vec<Row>)> {
         ("chain", chain::VARIANTS.to_vec()),
         ("row_sums", row_sums::VARIANTS.to_vec()),
         ("touch", touch::VARIANTS.to_vec()),
+        ("winograd", winograd::VARIANTS.to_vec()),
     ]
 }
 

@@ -20,29 +20,47 @@ static REDUCE: Source = source!("matmul/reduce.wgsl", "lib/linear.wgsl", "lib/ep
 /// The sum of a product's shares, as dispatches are named.
 pub(crate) const REDUCED: &str = "reduce";
 
-/// What a kernel needs that sums a product's shares before its own work, and does not store as [`REDUCE`] does.
-pub(crate) static ENDED: [&Source; 2] = [&EPILOGUE, &ENDED_LIB];
-static ENDED_LIB: Source = source!("lib/ended.wgsl");
+static ENDED: Source = source!("lib/ended.wgsl");
+static ENDED_TILE: Source = source!("lib/ended_tile.wgsl");
 
-/// Is `node` the sum of shares that gave `x`, and nothing more?
-fn sums(node: &Node, x: Tensor) -> bool {
-    let own = node.variant == REDUCED && node.writes == [x] && node.dims[1] == x.channels() / 4;
-    own && node.kernel.head.iter().all(|(name, _)| !["NORMED", "SUMMED"].contains(name))
+/// How what a product left is to be ended by the next op, which reads it first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Shares of its depth are to be summed.
+    Shares,
+    /// .. and transformed back from Winograd's tiles (winograd.rs).
+    Tiles,
 }
 
-/// Was the sum of shares that gave `x` recorded last? See [`take_sum`].
-pub(crate) fn ends_in_shares(g: &Graph, x: Tensor) -> bool {
-    g.nodes().last().is_some_and(|node| sums(node, x))
+/// Is this sum of shares one of Winograd's products?
+pub(crate) fn in_tiles(node: &Node) -> bool {
+    node.kernel.head.iter().any(|(name, _)| *name == TILED)
+}
+
+/// The head value of a kernel that ends those.
+pub(crate) const TILED: &str = "TILED";
+
+/// Was the sum of shares that gave `x` recorded last, and nothing more? See [`take_sum`].
+pub(crate) fn ending(g: &Graph, x: Tensor) -> Option<Ending> {
+    let node = g.nodes().last()?;
+    let own = node.variant == REDUCED && node.writes == [x] && node.dims[1] == x.channels() / 4;
+    let more = node.kernel.head.iter().any(|(name, _)| ["NORMED", "SUMMED"].contains(name));
+    (own && !more).then(|| if in_tiles(node) { Ending::Tiles } else { Ending::Shares })
 }
 
 /// Take back the sum of shares that gave `x`, if that was recorded last: the op that reads `x` does it as well.
 pub(crate) fn take_sum(g: &mut Graph, x: Tensor) -> Option<Node> {
-    if ends_in_shares(g, x) { g.take_last(|_| true) } else { None }
+    if ending(g, x).is_some() { g.take_last(|_| true) } else { None }
 }
 
-/// The head values of a kernel that does the work of `reduce`, a sum of shares.
+/// What a kernel needs that does the work of `reduce`, a sum of shares, before its own, and does not store as that does.
+pub(crate) fn ended_libs(reduce: &Node) -> Vec<&'static Source> {
+    vec![&EPILOGUE, if in_tiles(reduce) { &ENDED_TILE } else { &ENDED }]
+}
+
+/// .. and its head values.
 pub(crate) fn ended_head(reduce: &Node) -> Vec<(&'static str, Value)> {
-    let own = reduce.kernel.head.iter().filter(|(name, _)| *name != "out4").cloned();
+    let own = reduce.kernel.head.iter().filter(|(name, _)| !["out4", "STORES"].contains(name)).cloned();
     own.chain([("STORES", Value::U32(0))]).collect()
 }
 
@@ -132,8 +150,17 @@ pub(crate) struct Product<'a> {
     pub bias: Option<&'a Param>,
 }
 
+/// Record a product's shares, at least one, [shares, 1, slices · rows, columns] in f32, for another kernel to end.
+pub(crate) fn record_shares(g: &mut Graph, product: Product<'_>) -> Tensor {
+    record_as(g, product, true)
+}
+
 /// Record a product, in one dispatch or as shares and their sum.
 pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
+    record_as(g, product, false)
+}
+
+fn record_as(g: &mut Graph, product: Product<'_>, apart: bool) -> Tensor {
     let Product {
         op,
         sources,
@@ -152,8 +179,12 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
     let (stand_in, weights) = (reads[0], reads[reads.len() - 1].dtype);
     let rows = shape.m * shape.slices;
     let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, rows);
-    let result = if epilogue.f32_out { g.activation_f32(op, out) } else { g.activation(op, out) };
-    let shares = (splits > 1).then(|| g.activation_f32("shares of a product", [splits, 1, rows, shape.n]));
+    let shares = (apart || splits > 1).then(|| g.activation_f32("shares of a product", [splits, 1, rows, shape.n]));
+    let result = match shares {
+        Some(shares) if apart => shares,
+        _ if epilogue.f32_out => g.activation_f32(op, out),
+        _ => g.activation(op, out),
+    };
     let stored = shares.unwrap_or(result);
     let ragged = !shape.m.is_multiple_of(tile.bm) || !shape.n.is_multiple_of(tile.bn);
     head.extend(heads(&tile, g.caps(), Layout::Rows));
@@ -217,7 +248,7 @@ pub(crate) fn record(g: &mut Graph, product: Product<'_>) -> Tensor {
         grid: [tiles, splits, shape.slices],
         flops: 2 * u64::from(rows) * u64::from(shape.n) * u64::from(shape.k),
     });
-    let Some(shares) = shares else { return result };
+    let Some(shares) = shares.filter(|_| !apart) else { return result };
     let each = 1 + u32::from(epilogue.activation == Activation::Geglu);
     let types = [("out4", vec4_of(result.dtype)), ("SPLITS", Value::U32(splits))];
     g.push(Node {

@@ -171,6 +171,8 @@ pub struct Shape {
     pub depth: u32,
     /// Columns that a subgroup must have together, of their whole depth; 0 where any may.
     pub whole: u32,
+    /// Are its sums stored in any case for another kernel to end, as shares are?
+    pub apart: bool,
 }
 
 impl Shape {
@@ -235,8 +237,12 @@ pub(crate) fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, m
         // Start and end of a tile: the first loads, and the traffic of what is stored. Of two, one works meanwhile.
         let ends = 2500 + u64::from(tile.bm * tile.bn) / 10;
         // The reduction: its dispatch, and its traffic, through the cache for the most part, at 7.4 TB/s.
-        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 * u64::from(splits) / 7400;
-        let reduction = if splits > 1 { 2900 + share } else { 0 };
+        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 / 7400;
+        let reduction = match (splits, shape.apart) {
+            (_, true) => share * u64::from(splits - 1),
+            (1, false) => 0,
+            _ => 2900 + share * u64::from(splits),
+        };
         rounds * (steps * u64::from(step) + ends) + reduction
     };
     let splits = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32];

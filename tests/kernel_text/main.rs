@@ -60,16 +60,22 @@ fn every_kernel_validates_and_is_written_for_every_driver() {
     for variant in ["merge", layer_norm::ENDING] {
         assert!(nodes.values().any(|node| node.variant == variant), "no {variant} among them");
     }
-    for whole in [0, 1] {
-        let ends = |node: &&&Node| {
-            node.variant == group_norm::ENDING
-                && node
-                    .kernel
-                    .head
-                    .iter()
-                    .any(|(name, value)| *name == "WHOLE" && matches!(value, Value::U32(n) if *n == whole))
-        };
-        assert!(nodes.values().any(|node| ends(&node)), "no group norm of shares among them, WHOLE: {whole}");
+    let has = |node: &&&Node, head: &str, wanted: fn(u32) -> bool| {
+        node.kernel.head.iter().any(|(name, value)| *name == head && matches!(value, Value::U32(n) if wanted(*n)))
+    };
+    // Norms of shares and of Winograd's products, of an image by one workgroup and by many, that store themselves and their transforms.
+    for whole in [|n| n == 0, |n| n == 1] as [fn(u32) -> bool; 2] {
+        for tiled in [false, true] {
+            let ends = |node: &&&Node| {
+                let ending = node.variant == group_norm::ENDING && has(node, "WHOLE", whole);
+                ending && has(node, "TILED", |n| n == 1) == tiled
+            };
+            assert!(nodes.values().any(|node| ends(&node)), "a norm of shares is not among them, tiled: {tiled}");
+        }
+    }
+    for variant in ["workgroup", "chunks"] {
+        let stores = |node: &&&Node| node.variant == variant && has(node, "TO_TILES", |n| n > 0);
+        assert!(nodes.values().any(|node| stores(&node)), "a {variant} norm that stores transforms is not among them");
     }
     for value in ["NORMED", "SUMMED", "BIASED"] {
         let with = nodes.values().filter(|node| node.kernel.head.iter().any(|(name, _)| *name == value));

@@ -12,7 +12,7 @@ use scumble::ops::conv2d::{Taps, conv2d, doubled, fold};
 use scumble::ops::cross::{cross, fold as fold_context};
 use scumble::ops::degrade::degrade;
 use scumble::ops::fma::fma;
-use scumble::ops::group_norm::group_norm;
+use scumble::ops::group_norm::{group_norm, group_norm_to_tiles};
 use scumble::ops::guidance::{Degraded, guidance};
 use scumble::ops::layer_norm::layer_norm;
 use scumble::ops::lincomb::{MAX_TERMS, lincomb};
@@ -25,6 +25,7 @@ use scumble::ops::row_sums::{Normed, fold as fold_norm, folds};
 use scumble::ops::take::take;
 use scumble::ops::time_embedding::{Rows, time_embedding};
 use scumble::ops::touch::touch;
+use scumble::ops::winograd::{fits, fold as fold_taps, winograd};
 use scumble::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm, Param, tables};
 
 /// Variants forced on a device, (op, variant).
@@ -236,6 +237,30 @@ impl Recorder<'_> {
         repeat(&mut self.g, x, 2);
     }
 
+    /// Convolutions in Winograd's tiles after norms, of one source and of two: alone, of every epilogue, and ended by a norm.
+    fn winograds(&mut self) {
+        for ([h, w], channels) in [([8, 8], 64), ([32, 64], 64), ([8, 8], 1536), ([5, 8], 64)] {
+            let Linear { weight, bias } = self.linear(9 * channels, 64, true);
+            let layer = Conv { weight, bias, kernel: 3 };
+            let Some(folded) = fold_taps(&mut self.g, &layer, [h, w]) else { continue };
+            let (before, after) = (self.norm(channels), self.norm(64));
+            for halves in [1, 2] {
+                let x = self.input([2, h, w, channels / halves]);
+                let y = (halves == 2).then(|| self.input([2, h, w, channels / 2]));
+                let tiles = group_norm_to_tiles(&mut self.g, x, y, &before, 4, true);
+                let Some(tiles) = tiles.filter(|_| fits(&self.g, 2 * h * w, folded)) else { continue };
+                for (bias, epilogue) in self.epilogues(Activation::None, [2, h, w, 64]) {
+                    let epilogue =
+                        Epilogue { bias_rows: epilogue.bias_rows.map(|b| BiasRows { rows: h * w, ..b }), ..epilogue };
+                    let own = layer.bias.as_ref().filter(|_| bias);
+                    winograd(&mut self.g, tiles, [2, h, w], (folded, own), epilogue);
+                }
+                let x = winograd(&mut self.g, tiles, [2, h, w], (folded, None), Epilogue::default());
+                group_norm(&mut self.g, x, None, &after, 4, true);
+            }
+        }
+    }
+
     /// The ops around the network: always f32.
     fn sampling(&mut self) {
         let f32s = |g: &mut Graph, dims| g.activation_f32("latents", dims);
@@ -305,6 +330,7 @@ pub fn recordings() -> Vec<Graph> {
                 recorder.chains();
                 recorder.folded_norms();
                 recorder.norms();
+                recorder.winograds();
                 recorder.sampling();
                 recorder.loading();
                 touch(&mut recorder.g);

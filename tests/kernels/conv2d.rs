@@ -12,17 +12,17 @@ use crate::values::{Draws, Host, normal, weights};
 
 /// One convolution: x [batch, h, w, c] and y [batch, h, w, c2] (none if 0) to `out` channels.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    batch: u32,
-    size: [u32; 2],
-    channels: [u32; 2],
-    out: u32,
-    kernel: u32,
-    taps: Taps,
-    form: Form,
+pub struct Case {
+    pub batch: u32,
+    pub size: [u32; 2],
+    pub channels: [u32; 2],
+    pub out: u32,
+    pub kernel: u32,
+    pub taps: Taps,
+    pub form: Form,
 }
 
-const BASE: Case = Case {
+pub const BASE: Case = Case {
     batch: 1,
     size: [5, 5],
     channels: [8, 0],
@@ -56,7 +56,7 @@ fn input(case: &Case, x: &Host, y: &Host) -> (Vec<f64>, [u32; 2]) {
 }
 
 /// out[b, y, x, o] = Σ_i Σ_j Σ_c in[b, y s + i - pad, x s + j - pad, c] w[(i k + j) C + c, o], zero outside.
-fn convolve(case: &Case, x: &Host, y: &Host, weight: &Host) -> (Vec<f64>, [u32; 4]) {
+pub fn convolve(case: &Case, x: &Host, y: &Host, weight: &Host) -> (Vec<f64>, [u32; 4]) {
     let (image, [h, w]) = input(case, x, y);
     let (k, c, n) = (case.kernel as usize, (case.channels[0] + case.channels[1]) as usize, case.out as usize);
     let Taps { stride, pad: [before, after], .. } = case.taps;

@@ -13,21 +13,21 @@ use crate::values::{Draws, Host, HostNorm, normal, normal_at, weights};
 
 /// One norm of x [.., channels[0]] and y [.., channels[1]] (none if 0).
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    size: [u32; 3],
-    channels: [u32; 2],
-    groups: u32,
-    silu: bool,
-    mean: f64,
-    deviation: f64,
+pub struct Case {
+    pub size: [u32; 3],
+    pub channels: [u32; 2],
+    pub groups: u32,
+    pub silu: bool,
+    pub mean: f64,
+    pub deviation: f64,
     /// In f16 for a product to take, whatever the activations are.
-    halves: bool,
+    pub halves: bool,
 }
 
-const BASE: Case =
+pub const BASE: Case =
     Case { size: [2, 5, 7], channels: [12, 0], groups: 4, silu: false, mean: 0.3, deviation: 2.0, halves: false };
 
-fn reference(case: &Case, x: &Host, y: &Host, norm: &HostNorm) -> Vec<f64> {
+pub fn reference(case: &Case, x: &Host, y: &Host, norm: &HostNorm) -> Vec<f64> {
     let ([c, c2], pixels) = (case.channels.map(|c| c as usize), (case.size[1] * case.size[2]) as usize);
     let (all, group) = (c + c2, (c + c2) / case.groups as usize);
     let value = |pixel: usize, ch: usize| if ch < c { x.values[pixel * c + ch] } else { y.values[pixel * c2 + ch - c] };

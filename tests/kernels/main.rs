@@ -30,3 +30,4 @@ mod take;
 mod time_embedding;
 mod touch;
 mod tune;
+mod winograd;

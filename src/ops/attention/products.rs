@@ -16,11 +16,11 @@ static VALUES: Source = source!("attention/values.wgsl", "lib/coop.wgsl", "lib/h
 const SCORES_BYTES: u64 = 64 << 20;
 
 fn score_shape(a: &Attention, rows: u32) -> Shape {
-    Shape { m: rows, n: a.kv.tokens(), k: a.head_dim, slices: 1, depth: a.head_dim, whole: 0 }
+    Shape { m: rows, n: a.kv.tokens(), k: a.head_dim, slices: 1, depth: a.head_dim, whole: 0, apart: false }
 }
 
 fn value_shape(a: &Attention, rows: u32) -> Shape {
-    Shape { m: rows, n: a.head_dim, k: a.kv.tokens(), slices: 1, depth: a.kv.tokens(), whole: 0 }
+    Shape { m: rows, n: a.head_dim, k: a.kv.tokens(), slices: 1, depth: a.kv.tokens(), whole: 0, apart: false }
 }
 
 /// Wide heads, where they may be rounded to f16: the VAE's, of which a part of the queries is taken at a time, or as many of few
