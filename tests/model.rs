@@ -221,14 +221,16 @@ fn the_embedded_vae() {
 fn the_embedded_networks_in_winograd_tiles() {
     let on = |norm, winograd| forcing(&[("winograd", winograd), ("group_norm", norm), ("conv2d", "tile")]);
     let direct = embedded_unet(&on("chunks", "none"), Precision::F32, F32);
-    for norm in ["workgroup", "chunks"] {
-        let gpu = on(norm, "f2x2");
-        assert!(embedded_unet(&gpu, Precision::F32, F32) != direct, "{norm}: nothing was convolved in tiles");
+    for (norm, tiles) in [("workgroup", "f2x2"), ("chunks", "f2x2"), ("chunks", "f2")] {
+        let gpu = on(norm, tiles);
+        assert!(embedded_unet(&gpu, Precision::F32, F32) != direct, "{norm}, {tiles}: nothing was convolved in tiles");
         if gpu.caps().f16 {
             embedded_unet(&gpu, Precision::F16, F16);
         }
     }
-    embedded_vae(&on("chunks", "f2x2"));
+    for tiles in ["f2x2", "f2"] {
+        embedded_vae(&on("chunks", tiles));
+    }
 }
 
 /// A LoRA on a network with drawn weights: (its files and strengths) → the part's patches.

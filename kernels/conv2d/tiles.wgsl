@@ -4,12 +4,16 @@
 //
 // After doubling by nearest neighbour a 3x3 convolution is four of 2x2 on the small picture (kernels/conv2d/fold.wgsl), one for each
 // parity of the output's line and column: DOUBLED, a slice for each. Rows are then pixels of the small picture.
+//
+// Winograd's products for lines of taps (kernels/lib/winograd.wgsl) are convolutions of 3 lines of one tap, side by side: SLICED, each of a source and weights of its own.
 alias elem4 = vec4<f16>;
 alias weight4 = vec4<f16>;
 alias out4 = vec4<f16>;
 alias residual4 = vec4<f16>;
 const KERNEL: u32 = 3u;             // 1 or 3 taps a side; 2 where DOUBLED
+const COLUMNS: u32 = KERNEL;         // .. a line
 const DOUBLED: bool = false;
+const SLICED: bool = false;
 const TWO_SOURCES: bool = false;    // channels of x, then channels of y, in place of a concatenation
 const RESIZE: bool = false;         // nearest-neighbour resize of the input to in_h x in_w before the taps
 const LINEAR: bool = true;          // output pixels lie over the stored ones: stride 1, no resize
@@ -32,7 +36,7 @@ struct Dims {
 @group(0) @binding(5) var<storage, read_write> out: array<out4>;    // [M, N/4]
 @group(0) @binding(6) var<uniform> dims: Dims;
 
-const TAPS: u32 = KERNEL * KERNEL;
+const TAPS: u32 = KERNEL * COLUMNS;
 
 // Of this thread's loads: the output pixel of the first, and for each which taps are inside the picture (LINEAR: three bits
 // for lines, three for columns, four loads a word) or its line and column.
@@ -54,6 +58,7 @@ var<private> b_column: u32;
 fn steps() -> u32 { return TAPS * ((dims.x4 + dims.y4) / BK4); }
 
 fn row_of_c(row: u32) -> u32 {
+    if (SLICED) { return slice * dims.m + row; }
     if (!DOUBLED) { return row; }
     let p = place(row);
     return ((p.x * dims.out_h + p.y) * 2u + slice / 2u) * 2u * dims.out_w + p.z * 2u + slice % 2u;
@@ -74,7 +79,7 @@ fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
     a_column = local % A_RUN;
     x_width = dims.x4 / A_FOURS;
     y_width = dims.y4 / A_FOURS;
-    pad = vec2<u32>(dims.pad);
+    pad = vec2<u32>(dims.pad, select(0u, dims.pad, COLUMNS == KERNEL));
     if (DOUBLED) { pad = vec2<u32>(1u - slice / 2u, 1u - slice % 2u); }
     //: for i in 0..A_LOADS
     {
@@ -87,7 +92,7 @@ fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
         }
     }
     //: end
-    tap = vec2<u32>(step % TAPS / KERNEL, step % KERNEL);
+    tap = vec2<u32>(step % TAPS / COLUMNS, step % COLUMNS);
     channel = step / TAPS * A_RUN;
     b_width = dims.n4 / B_FOURS;
     b_column = n4_0 / B_FOURS + local % B_THREADS;
@@ -97,7 +102,7 @@ fn prepare(row0: u32, n4_0: u32, local: u32, step: u32) {
 
 fn advance() {
     tap.y += 1u;
-    if (tap.y == KERNEL) { tap = vec2<u32>(tap.x + 1u, 0u); }
+    if (tap.y == COLUMNS) { tap = vec2<u32>(tap.x + 1u, 0u); }
     if (tap.x == KERNEL) {
         tap.x = 0u;
         channel += A_RUN;
@@ -116,7 +121,8 @@ fn load_a(i: u32) -> loaded_a {
     if (LINEAR) {
         let inside = places[i / 4u] >> (i % 4u * 8u);
         if (((inside >> tap.x) & (inside >> (3u + tap.y)) & 1u) == 0u) { return loaded_a(); }
-        return fetch(row + (tap.x - pad.x) * dims.src_w + tap.y - pad.y);
+        let own = row + select(0u, slice * dims.m, SLICED);
+        return fetch(own + (tap.x - pad.x) * dims.src_w + tap.y - pad.y);
     }
     let p = vec3<u32>(row / (dims.out_h * dims.out_w), places[i] >> 16u, places[i] & 0xffffu);
     let t = tap_at(p, tap.x * KERNEL + tap.y);
@@ -125,7 +131,7 @@ fn load_a(i: u32) -> loaded_a {
 }
 
 fn load_b(i: u32) -> loaded_b {
-    let depth = (tap.x * KERNEL + tap.y) * (dims.x4 + dims.y4) * 4u + channel * (4u * A_FOURS) + i / B_RUNS * B_ROWS;
+    let depth = (tap.x * COLUMNS + tap.y) * (dims.x4 + dims.y4) * 4u + channel * (4u * A_FOURS) + i / B_RUNS * B_ROWS;
     var at = b_at + depth * b_width;
     if (RAGGED) {
         at += min(b_column + i % B_RUNS * B_THREADS, b_width - 1u);

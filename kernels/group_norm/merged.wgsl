@@ -1,6 +1,6 @@
 // Group norm, 2 of 2: every workgroup merges the chunks' statistics of its groups (Chan et al. 1979, parallel variance), then x scale + shift,
 // and SiLU if asked. One workgroup for a block of pixels of one image and a span of groups; pixels are loaded before the statistics, so
-// that nothing waits for them. Two sources become one. TO_TILES, a thread norms the inputs of a tile of Winograd's and stores what
+// that nothing waits for them. Two sources become one. Or a thread norms the inputs of a tile of Winograd's and stores what
 // they become (kernels/lib/winograd.wgsl). Grid (spans, blocks, B).
 alias elem4 = vec4<f32>;
 alias out4 = vec4<f32>;
@@ -8,7 +8,7 @@ const TWO_SOURCES: bool = false;
 const SILU: bool = false;
 const THREADS: u32 = 256u;
 const TOGETHER: u32 = 4u;       // pixels of a thread
-const TO_TILES: u32 = 0u;
+const TO_TILES: u32 = 0u;        // pixels of such a tile
 const MOST: u32 = 512u;         // statistics of a span: chunks of all its groups
 
 struct Dims {
@@ -70,8 +70,9 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: if 0 < TO_TILES
     let tile = wid.y * lines + line;
-    //: for i in 0..16
-    let place_$i = input_of(min(tile, dims.pixels / 4u - 1u), $iu, dims.pixels / dims.wide);
+    let tiles = dims.pixels / TO_TILES;
+    //: for i in 0..TO_TILES * TO_TILES
+    let place_$i = input_of(min(tile, tiles - 1u), $iu, TO_TILES, dims.pixels / dims.wide);
     let v_$i = load(image + place_$i.pixel, c4);
     //: end
     //: end
@@ -105,13 +106,13 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: end
     //: if 0 < TO_TILES
-    if (tile >= dims.pixels / 4u) { return; }
-    var d = array<vec4<f32>, 16>();
-    //: for i in 0..16
+    if (tile >= tiles) { return; }
+    var d = array<vec4<f32>, TO_TILES * TO_TILES>();
+    //: for i in 0..TO_TILES * TO_TILES
     d[$i] = vec4<f32>(v_$i) * scale + shift;
     if (SILU) { d[$i] = d[$i] / (1.0 + exp(-d[$i])); }
     if (!place_$i.inside) { d[$i] = vec4<f32>(0.0); }
     //: end
-    store_transformed(d, (image / 4u + tile) * c4s + c4, grid.z * (dims.pixels / 4u) * c4s);
+    store_transformed(d, (image / TO_TILES + tile) * c4s + c4, grid.z * tiles * c4s);
     //: end
 }

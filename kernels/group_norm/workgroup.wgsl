@@ -1,7 +1,7 @@
 // Group norm by one workgroup for a span of groups, whose threads hold EACH pixels each: of a whole image, or of a chunk of it, of which it
 // leaves mean and sum of squared deviations for kernels/group_norm/merged.wgsl. Two sources become one. With SPLITS the first comes as
-// shares of a product, and this ends that product as well (lib/ended.wgsl). Where that was a convolution in Winograd's tiles, TILED, a thread's
-// pixels are such tiles (lib/ended_tile.wgsl); where the next is, TO_TILES, their transforms are what is stored. Grid (spans, chunks, B).
+// shares of a product, and this ends that product as well (lib/ended.wgsl). Where that was a convolution in Winograd's tiles, a thread's
+// pixels are such tiles (lib/ended_tile.wgsl); where the next is, their transforms are what is stored. Grid (spans, chunks, B).
 alias elem4 = vec4<f32>;
 alias residual4 = vec4<f32>;
 alias out4 = vec4<f32>;
@@ -9,8 +9,9 @@ const TWO_SOURCES: bool = false;
 const SILU: bool = false;
 const WHOLE: u32 = 1u;          // 1: the only chunk is normed, too
 const SPLITS: u32 = 0u;
-const TILED: u32 = 0u;
-const TO_TILES: u32 = 0u;       // pixels times channels / 4 of a span, where it is stored so
+const TILED: u32 = 0u;          // pixels of a tile of x
+const TO_TILES: u32 = 0u;       // .. and of what is stored
+const HELD: u32 = 1u;           // pixels of an image times channels / 4 of a span, where that is stored in tiles
 const EACH: u32 = 1u;
 const THREADS: u32 = 256u;
 const PARTS: u32 = 32u;         // of a group's lines, each summed by one thread, then all by one
@@ -71,7 +72,7 @@ var<workgroup> parts: array<vec2<f32>, PARTS * MOST>;
 var<workgroup> of_groups: array<vec2<f32>, MOST>;
 //: end
 //: if 0 < TO_TILES
-var<workgroup> normed: array<out4, TO_TILES>;
+var<workgroup> normed: array<out4, HELD>;
 //: end
 
 //: if TILED < 1
@@ -86,17 +87,17 @@ fn load(pixel: u32, c4: u32) -> vec4<f32> {
 }
 //: end
 //: if 0 < TILED
-// Of the four pixels of a tile.
-fn load(tile: u32, first: u32, c4: u32) -> mat4x4<f32> {
-    var found = mat4x4<f32>();
+// Of the pixels of a tile.
+fn load(tile: u32, first: u32, c4: u32) -> array<vec4<f32>, TILED> {
+    var found = array<vec4<f32>, TILED>();
     if (TWO_SOURCES && c4 >= dims.x4) {
-        //: for i in 0..4
+        //: for i in 0..TILED
         found[$i] = vec4<f32>(y[pixel_in_tile(first, $iu) * dims.y4 + c4 - dims.x4]);
         //: end
         return found;
     }
     found = ended_tile(tile, first, c4);
-    //: for i in 0..4
+    //: for i in 0..TILED
     found[$i] = vec4<f32>(elem4(found[$i]));
     //: end
     return found;
@@ -121,14 +122,14 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: end
     //: if 0 < TILED
-    //: for i in 0..EACH / 4
-    let tile_$i = start / 4u + min(line + $iu * lines, count / 4u - 1u);
-    let first_$i = first_of_tile(tile_$i);
+    //: for i in 0..EACH / TILED
+    let tile_$i = start / TILED + min(line + $iu * lines, count / TILED - 1u);
+    let first_$i = first_of_tile(tile_$i, TILED);
     let found_$i = load(tile_$i, first_$i, c4);
-    //: for k in 0..4
-    let at_${$i * 4 + $k} = pixel_in_tile(first_$i, $ku);
-    let has_${$i * 4 + $k} = line < lines && line + $iu * lines < count / 4u;
-    let v_${$i * 4 + $k} = found_$i[$k];
+    //: for k in 0..TILED
+    let at_${$i * TILED + $k} = pixel_in_tile(first_$i, $ku);
+    let has_${$i * TILED + $k} = line < lines && line + $iu * lines < count / TILED;
+    let v_${$i * TILED + $k} = found_$i[$k];
     //: end
     //: end
     //: end
@@ -213,18 +214,19 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: if 0 < TO_TILES
     workgroupBarrier();
-    for (var t = local; t < dims.pixels / 4u * dims.span4; t += THREADS) {
+    let tiles = dims.pixels / TO_TILES;
+    for (var t = local; t < tiles * dims.span4; t += THREADS) {
         let tile = t / dims.span4;
         let own = t % dims.span4;
-        var d = array<vec4<f32>, 16>();
-        //: for i in 0..16
+        var d = array<vec4<f32>, TO_TILES * TO_TILES>();
+        //: for i in 0..TO_TILES * TO_TILES
         {
-            let place = input_of(tile, $iu, dims.pixels / dims.wide);
+            let place = input_of(tile, $iu, TO_TILES, dims.pixels / dims.wide);
             if (place.inside) { d[$i] = vec4<f32>(normed[place.pixel * dims.span4 + own]); }
         }
         //: end
         let wide4 = dims.x4 + dims.y4;
-        store_transformed(d, (start / 4u + tile) * wide4 + wid.x * dims.span4 + own, grid.z * (dims.pixels / 4u) * wide4);
+        store_transformed(d, (start / TO_TILES + tile) * wide4 + wid.x * dims.span4 + own, grid.z * tiles * wide4);
     }
     //: end
     //: end

@@ -14,7 +14,7 @@ use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::matmul;
 use crate::ops::repeat::repeat;
 use crate::ops::row_sums::Normed;
-use crate::ops::winograd::{self, winograd};
+use crate::ops::winograd::{self, Transformed, winograd};
 use crate::ops::{Activation, BiasRows, Conv, Epilogue, Linear, Norm};
 
 /// ResnetBlock2D: norm, SiLU, conv, + time embedding, norm, SiLU, conv, + shortcut.
@@ -30,7 +30,7 @@ pub struct Resnet {
 }
 
 /// What [`winograd`] takes of a block's two convolutions; none of one that is convolved directly.
-pub type Transformed = [Option<Tensor>; 2];
+pub type Pair = [Option<Transformed>; 2];
 
 /// The rows of all blocks' time projections, [1, 1, R, Σ C_out] f32; conv1's biases are in them.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ impl Resnet {
     }
 
     /// The weights of its convolutions as [`winograd`] takes them, for images of [h, w]: from the layers alone.
-    pub fn folded(&self, g: &mut Graph, size: [u32; 2]) -> Transformed {
+    pub fn folded(&self, g: &mut Graph, size: [u32; 2]) -> Pair {
         [&self.conv1, &self.conv2].map(|conv| winograd::fold(g, conv, size))
     }
 
@@ -80,7 +80,7 @@ impl Resnet {
         x: Tensor,
         skip: Option<Tensor>,
         time: Option<TimeRows>,
-        folded: Transformed,
+        folded: Pair,
     ) -> Tensor {
         let bias_rows = time.zip(self.time_offset).map(|(time, offset)| BiasRows {
             tensor: time.tensor,
@@ -102,14 +102,14 @@ impl Resnet {
         &self,
         g: &mut Graph,
         (x, skip): (Tensor, Option<Tensor>),
-        (norm, conv, folded): (&Norm, &Conv, Option<Tensor>),
+        (norm, conv, folded): (&Norm, &Conv, Option<Transformed>),
         epilogue: impl FnOnce(&mut Graph) -> Epilogue,
     ) -> Tensor {
-        let fits = folded.filter(|folded| winograd::fits(g, x.rows(), *folded));
-        let tiles = fits.and_then(|_| group_norm_to_tiles(g, x, skip, norm, self.groups, true));
-        if let (Some(folded), Some(tiles)) = (fits, tiles) {
+        let [batch, h, w, _] = x.dims;
+        if let Some(folded) = folded.filter(|folded| winograd::fits(g, [batch, h, w], folded))
+            && let Some(tiles) = group_norm_to_tiles(g, x, skip, norm, self.groups, folded.tiles)
+        {
             let epilogue = epilogue(g);
-            let [batch, h, w, _] = x.dims;
             return winograd(g, tiles, [batch, h, w], (folded, conv.bias.as_ref()), epilogue);
         }
         let h = group_norm(g, x, skip, norm, self.groups, true);

@@ -2,7 +2,7 @@
 //!
 //! B batch, h w latent grid, C channels of a level, P prompts, S context tokens, D context width, R time rows (1 or B).
 
-use super::blocks::{ContextKv, Resnet, TimeRows, Transformed, Transformer};
+use super::blocks::{ContextKv, Pair, Resnet, TimeRows, Transformer};
 use super::config::UNetConfig;
 use crate::error::Result;
 use crate::gpu::{Graph, Tensor};
@@ -93,7 +93,7 @@ pub struct Folded {
     /// [`Transformer::end`] of each transformer, in the order of the computation.
     ends: Vec<Option<Chained>>,
     /// [`Resnet::folded`] of each residual block, in the order of the computation.
-    convs: Vec<Transformed>,
+    convs: Vec<Pair>,
 }
 
 impl Folded {
@@ -112,7 +112,7 @@ impl Folded {
         Folded {
             doublings: self.doublings.iter().map(|tensor| tensor.map(&mut of)).collect(),
             ends: self.ends.iter().map(|end| end.map(|end| end.map(&mut of))).collect(),
-            convs: self.convs.iter().map(|pair| pair.map(|tensor| tensor.map(&mut of))).collect(),
+            convs: self.convs.iter().map(|pair| pair.map(|folded| folded.map(|folded| folded.map(&mut of)))).collect(),
         }
     }
 }

@@ -296,6 +296,20 @@ pub fn doubled(g: &mut Graph, x: Tensor, layer: &Conv, folded: Tensor, epilogue:
     out
 }
 
+/// Head values and dims of convolutions by three lines of one tap, side by side, each of images [B, H, W] of its own, of [C, C_out] channels.
+pub(super) fn lines([b, h, w]: [u32; 3], [c, n]: [u32; 2]) -> (Vec<(&'static str, Value)>, Vec<u32>) {
+    let head = vec![
+        ("KERNEL", Value::U32(3)),
+        ("COLUMNS", Value::U32(1)),
+        ("SLICED", Value::Bool(true)),
+        ("TWO_SOURCES", Value::Bool(false)),
+        ("RESIZE", Value::Bool(false)),
+        ("LINEAR", Value::Bool(true)),
+    ];
+    let one = 1f32.to_bits();
+    (head, vec![b * h * w, n / 4, h, w, h, w, c / 4, 0, 1, 1, h, w, one, one])
+}
+
 /// Head values and dims of a product by channels of two sources side by side, [B, H, W, K] and [B, H, W, C], to `n` columns.
 pub(super) fn beside([k, c]: [u32; 2], [b, h, w]: [u32; 3], n: u32) -> (Vec<(&'static str, Value)>, Vec<u32>) {
     let head = vec![

@@ -1,7 +1,8 @@
 //! group_norm: normalise groups of channels over an image, with SiLU if asked; two sources in place of a concatenation.
 
 use super::product::Ending;
-use super::{Norm, Variant, candidates, choose, product, source, vec4_of, winograd};
+use super::winograd::{self, Tiles};
+use super::{Norm, Variant, candidates, choose, product, source, vec4_of};
 use crate::gpu::graph::{Graph, Node, Statistics, Sums, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -31,10 +32,12 @@ pub struct Whole {
     pub own: bool,
     /// Invocations of a workgroup, at most.
     pub threads: u32,
-    /// Are x's pixels in Winograd's tiles, four of which a thread ends together?
-    pub tiled: bool,
-    /// Bytes of four channels as the norm stores them, where it stores Winograd's transforms; else 0.
+    /// Pixels that a thread ends together: of Winograd's tiles, if x comes in such; else 1.
+    pub tiled: u32,
+    /// Pixels of the tiles whose transforms are stored; 0 where the norm itself is.
     pub to_tiles: u32,
+    /// Bytes of four channels of the norm.
+    pub bytes: u32,
     /// Bytes of workgroup memory.
     pub memory: u32,
 }
@@ -55,7 +58,7 @@ pub static VARIANTS: &[Variant<Whole>] = &[
         needs: |caps| !caps.is_cpu() && caps.invocations >= THREADS,
         fits: |d| d.own && d.spans() && chunks(d).1 <= MOST_CHUNKS,
         grid: |d| {
-            let each = if d.to_tiles > 0 { 4 } else { together(d) };
+            let each = if d.to_tiles > 0 { d.to_tiles } else { together(d) };
             [d.c4 / d.wide4(), d.pixels.div_ceil(lines(d) * each), d.batch]
         },
     },
@@ -104,13 +107,12 @@ impl Whole {
     fn holds(&self) -> bool {
         // Each thread's first pixels and sums, and the groups'.
         let sums = 20 * one_chunk(self).0 + 2_112;
-        self.to_tiles == 0 || sums + self.to_tiles * self.pixels * self.span4 <= self.memory
+        self.to_tiles == 0 || sums + self.bytes * self.pixels * self.span4 <= self.memory
     }
 
     /// Pixels of a thread, of so many that have a column of four channels each.
     fn each(&self, lines: u32) -> u32 {
-        let together = if self.tiled { 4 } else { 1 };
-        together * (self.pixels / together).div_ceil(lines)
+        self.tiled * (self.pixels / self.tiled).div_ceil(lines)
     }
 }
 
@@ -139,7 +141,7 @@ fn doubled(d: &Whole) -> u32 {
 /// Pixels of a thread that has a part of a chunk, and the chunks that makes.
 fn chunks(d: &Whole) -> (u32, u32) {
     let least = d.pixels.div_ceil(lines(d) * MOST_CHUNKS).next_power_of_two();
-    let each = doubled(d).max(least).max(if d.tiled { 4 } else { 1 }).min(MOST_HELD);
+    let each = doubled(d).max(least).max(d.tiled).min(MOST_HELD);
     (each, d.pixels.div_ceil(each * lines(d)))
 }
 
@@ -191,21 +193,21 @@ struct Recorded<'a> {
     groups: u32,
     whole: Whole,
     variant: &'static Variant<Whole>,
-    /// Is what is stored Winograd's transforms of the norm?
-    to_tiles: bool,
+    /// What is stored is Winograd's transforms of the norm.
+    to_tiles: Option<Tiles>,
 }
 
 /// Record group norm of x [B, H, W, C] (and y [B, H, W, C'] beside it); the result is [B, H, W, C + C'].
 /// Statistics are merged in f32 from chunks of pixels, so that large means lose no digits. Where x was just summed from a product's
 /// shares, what reads x first does that as well: a launch and a way to memory less.
 pub fn group_norm(g: &mut Graph, x: Tensor, y: Option<Tensor>, norm: &Norm, groups: u32, silu: bool) -> Tensor {
-    match recorded(g, x, y, norm, groups, silu, false) {
+    match recorded(g, x, y, norm, (groups, silu), None) {
         Some(out) => out,
         None => unreachable!("group_norm: the passes take everything"),
     }
 }
 
-/// As [`group_norm`], but what is stored is what Winograd's products take of it (`kernels/lib/winograd.wgsl`), [16, 1, B·H·W / 4, C + C']: for [`winograd::winograd`].
+/// As [`group_norm`], with SiLU, but what is stored is what Winograd's products take of it (`kernels/lib/winograd.wgsl`), [`winograd::dims`]: for [`winograd::winograd`].
 /// None, and nothing recorded, where no variant does that.
 pub fn group_norm_to_tiles(
     g: &mut Graph,
@@ -213,9 +215,9 @@ pub fn group_norm_to_tiles(
     y: Option<Tensor>,
     norm: &Norm,
     groups: u32,
-    silu: bool,
+    tiles: Tiles,
 ) -> Option<Tensor> {
-    recorded(g, x, y, norm, groups, silu, true)
+    recorded(g, x, y, norm, (groups, true), Some(tiles))
 }
 
 fn recorded(
@@ -223,9 +225,8 @@ fn recorded(
     x: Tensor,
     y: Option<Tensor>,
     norm: &Norm,
-    groups: u32,
-    silu: bool,
-    to_tiles: bool,
+    (groups, silu): (u32, bool),
+    to_tiles: Option<Tiles>,
 ) -> Option<Tensor> {
     let [batch, h, w, x_channels] = x.dims;
     let y_channels = y.map_or(0, |y| y.channels());
@@ -243,15 +244,19 @@ fn recorded(
         own: matches!(g.statistics, Statistics::Own),
         // Each has two groups of four numbers and some in workgroup memory.
         threads: g.caps().invocations.min(g.caps().workgroup_memory / 32),
-        tiled: ending == Some(Ending::Tiles),
-        to_tiles: if to_tiles { 4 * g.operands.bytes() as u32 } else { 0 },
+        tiled: if let Some(Ending::Tiles(pixels)) = ending { pixels } else { 1 },
+        to_tiles: to_tiles.map_or(0, Tiles::pixels),
+        bytes: 4 * g.operands.bytes() as u32,
         memory: g.caps().workgroup_memory,
     };
     let wanted = |row: &Variant<Whole>| match g.forced_variant("group_norm") {
         Some(name) => name == row.name,
         None => (row.needs)(g.caps()),
     };
-    if to_tiles && !(winograd::even(x) && VARIANTS.iter().any(|row| wanted(row) && (row.fits)(&whole))) {
+    if to_tiles.is_some_and(|tiles| !tiles.cover([h, w])) {
+        return None;
+    }
+    if to_tiles.is_some() && !(VARIANTS.iter().any(|row| wanted(row) && (row.fits)(&whole))) {
         return None;
     }
     let mut rows = candidates(g, "group_norm", VARIANTS, &whole);
@@ -267,10 +272,10 @@ fn recorded(
         x.dtype,
         match ending {
             Some(Ending::Shares) if shares => ", of shares",
-            Some(Ending::Tiles) if shares => ", of tiles",
+            Some(Ending::Tiles(_)) if shares => ", of tiles",
             _ => "",
         },
-        if to_tiles { ", to tiles" } else { "" },
+        to_tiles.map_or(String::new(), |tiles| format!(", to {tiles:?}")),
     );
     let names = rows.iter().map(|row| row.name.to_owned()).collect();
     let variant = rows[g.pick(key, names)];
@@ -295,14 +300,14 @@ impl Recorded<'_> {
     fn out(&self, g: &mut Graph) -> Tensor {
         let ([batch, h, w, _], channels) = (self.sources[0].dims, 4 * self.whole.c4);
         match self.to_tiles {
-            true => g.operand("group norm in tiles", winograd::dims(self.sources[0].rows(), channels)),
-            false => g.operand("group norm", [batch, h, w, channels]),
+            Some(tiles) => g.operand("group norm in tiles", winograd::dims(tiles, [batch, h, w], channels)),
+            None => g.operand("group norm", [batch, h, w, channels]),
         }
     }
 
     /// What kernels have in common that end a product, or store transforms.
     fn ends(&self) -> Ends {
-        Ends { to_tiles: self.to_tiles, wide: self.sources[0].width() }
+        Ends { to_tiles: self.to_tiles.is_some(), wide: self.sources[0].width() }
     }
 
     /// .. and of those that store the norm.
@@ -329,8 +334,8 @@ impl Recorded<'_> {
         let (threads, each) = one_chunk(whole);
         let reduce = product::take_sum(g, self.sources[0]);
         let out = self.out(g);
-        let held = if self.to_tiles { whole.pixels * whole.span4 } else { 0 };
-        let own = [("WHOLE", 1), ("EACH", each), ("THREADS", threads), ("TO_TILES", held)];
+        let held = if whole.to_tiles > 0 { whole.pixels * whole.span4 } else { 1 };
+        let own = [("WHOLE", 1), ("EACH", each), ("THREADS", threads), ("TO_TILES", whole.to_tiles), ("HELD", held)];
         let node = Node {
             op: "group_norm",
             variant: self.variant.name,
@@ -376,7 +381,7 @@ impl Recorded<'_> {
         push(g, node, reduce, Ends { to_tiles: false, ..self.ends() });
         let out = self.out(g);
         let [gamma, beta] = self.affine(g);
-        let own = [("THREADS", THREADS), ("TOGETHER", together(whole)), ("TO_TILES", self.to_tiles.into())];
+        let own = [("THREADS", THREADS), ("TOGETHER", together(whole)), ("TO_TILES", whole.to_tiles)];
         let node = Node {
             op: "group_norm",
             variant: self.variant.name,
@@ -472,7 +477,7 @@ fn push(g: &mut Graph, mut node: Node, reduce: Option<Node>, ends: Ends) {
         node.writes.insert(0, x);
         node.dims.extend(&reduce.dims[..5]);
         node.flops += reduce.flops;
-        tiled |= product::in_tiles(&reduce);
+        tiled |= product::in_tiles(&reduce).is_some();
     }
     if ends.to_tiles {
         node.kernel.libs.push(&TO_TILES);

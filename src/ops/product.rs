@@ -28,13 +28,16 @@ static ENDED_TILE: Source = source!("lib/ended_tile.wgsl");
 pub(crate) enum Ending {
     /// Shares of its depth are to be summed.
     Shares,
-    /// .. and transformed back from Winograd's tiles (winograd.rs).
-    Tiles,
+    /// .. and transformed back from Winograd's tiles of so many pixels (winograd.rs).
+    Tiles(u32),
 }
 
-/// Is this sum of shares one of Winograd's products?
-pub(crate) fn in_tiles(node: &Node) -> bool {
-    node.kernel.head.iter().any(|(name, _)| *name == TILED)
+/// The pixels of a tile, if this sum of shares is one of Winograd's products.
+pub(crate) fn in_tiles(node: &Node) -> Option<u32> {
+    node.kernel.head.iter().find_map(|(name, value)| match value {
+        Value::U32(pixels) if *name == TILED => Some(*pixels),
+        _ => None,
+    })
 }
 
 /// The head value of a kernel that ends those.
@@ -45,7 +48,7 @@ pub(crate) fn ending(g: &Graph, x: Tensor) -> Option<Ending> {
     let node = g.nodes().last()?;
     let own = node.variant == REDUCED && node.writes == [x] && node.dims[1] == x.channels() / 4;
     let more = node.kernel.head.iter().any(|(name, _)| ["NORMED", "SUMMED"].contains(name));
-    (own && !more).then(|| if in_tiles(node) { Ending::Tiles } else { Ending::Shares })
+    (own && !more).then(|| in_tiles(node).map_or(Ending::Shares, Ending::Tiles))
 }
 
 /// Take back the sum of shares that gave `x`, if that was recorded last: the op that reads `x` does it as well.
@@ -55,7 +58,7 @@ pub(crate) fn take_sum(g: &mut Graph, x: Tensor) -> Option<Node> {
 
 /// What a kernel needs that does the work of `reduce`, a sum of shares, before its own, and does not store as that does.
 pub(crate) fn ended_libs(reduce: &Node) -> Vec<&'static Source> {
-    vec![&EPILOGUE, if in_tiles(reduce) { &ENDED_TILE } else { &ENDED }]
+    vec![&EPILOGUE, if in_tiles(reduce).is_some() { &ENDED_TILE } else { &ENDED }]
 }
 
 /// .. and its head values.

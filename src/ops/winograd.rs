@@ -1,12 +1,12 @@
-//! winograd: a 3x3 convolution after a norm by Winograd's minimal filtering, F(2x2, 3x3): 4 of 9 multiplications.
+//! winograd: a 3x3 convolution after a norm by Winograd's minimal filtering: 4 of 9 multiplications, or 6.
 //!
-//! Lavin and Gray 2015, arXiv 1509.09308. The norm stores the transforms of its result's 4x4 tiles, sixteen matrix products multiply them by the transformed
+//! Lavin and Gray 2015, arXiv 1509.09308. The norm stores the transforms of its result's tiles, matrix products multiply them by the transformed
 //! weights, and the norm after them transforms back what it reads (`kernels/lib/winograd.wgsl`): no dispatch more than the convolution
-//! as one product in shares. In f16 the transforms round once more: the error of a convolution is about twice that of the direct one.
+//! as one product in shares.
 
 use super::product::{self, Product, TILED};
 use super::tiles::{Layout, Method, Shape};
-use super::{Conv, Epilogue, Param, Row, assert_residual, matmul, source, vec4_of};
+use super::{Conv, Epilogue, Param, Row, assert_residual, conv2d, matmul, source, vec4_of};
 use crate::gpu::graph::{DType, Graph, Node, Statistics, Tensor, linear_grid};
 use crate::gpu::kernel::{Kernel, Source, Value};
 
@@ -16,25 +16,72 @@ static OUTPUT: Source =
 /// Where tiles lie.
 pub(crate) static TILES: Source = source!("lib/winograd.wgsl");
 
-/// None of the convolutions, or those after norms in tiles of 2x2. That is not timed on a card yet: it is taken only where it is asked for, by name.
-pub static VARIANTS: &[Row] = &[("none", |_| true), ("f2x2", |caps| !caps.is_cpu())];
+/// None of the convolutions, or those after norms in tiles of 2x2 or of two pixels. That is not timed on a card yet: it is taken only where it is asked for, by
+/// name.
+pub static VARIANTS: &[Row] = &[("none", |_| true), ("f2x2", |caps| !caps.is_cpu()), ("f2", |caps| !caps.is_cpu())];
 
-/// Products of a tile: its 4x4 inputs.
-const PRODUCTS: u32 = 16;
-
-/// Do tiles of 2x2 cover x [B, H, W, C]?
-pub(crate) fn even(x: Tensor) -> bool {
-    x.height().is_multiple_of(2) && x.width().is_multiple_of(2)
+/// Pixels whose outputs are computed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tiles {
+    /// F(2x2, 3x3): four pixels of 4x4 inputs by sixteen products.
+    Square,
+    /// F(2, 3): two pixels side by side by four products, each over three lines of taps.
+    Pair,
 }
 
-/// The size of the transforms of so many pixels of so many channels.
-pub(crate) fn dims(rows: u32, channels: u32) -> [u32; 4] {
-    [PRODUCTS, 1, rows / 4, channels]
+impl Tiles {
+    /// Pixels of one.
+    pub(crate) fn pixels(self) -> u32 {
+        match self {
+            Tiles::Square => 4,
+            Tiles::Pair => 2,
+        }
+    }
+
+    /// Products, and inputs of one.
+    fn products(self) -> u32 {
+        self.pixels() * self.pixels()
+    }
+
+    /// Taps of each of them.
+    fn taps(self) -> u32 {
+        match self {
+            Tiles::Square => 1,
+            Tiles::Pair => 3,
+        }
+    }
+
+    /// Do they cover pictures of [h, w]?
+    pub(crate) fn cover(self, [h, w]: [u32; 2]) -> bool {
+        w.is_multiple_of(2) && (self == Tiles::Pair || h.is_multiple_of(2))
+    }
+}
+
+/// The size of the transforms of images of [B, H, W, C]: of every product's A, an image of tiles.
+pub(crate) fn dims(tiles: Tiles, [batch, h, w]: [u32; 3], channels: u32) -> [u32; 4] {
+    [tiles.products() * batch, 2 * h / tiles.pixels(), w / 2, channels]
+}
+
+/// Transformed weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Transformed {
+    /// [products, taps, C, C_out]
+    pub weight: Tensor,
+    /// Of what.
+    pub tiles: Tiles,
+}
+
+impl Transformed {
+    /// The same of another tensor: where it is bound elsewhere.
+    pub fn map(&self, mut of: impl FnMut(Tensor) -> Tensor) -> Transformed {
+        Transformed { weight: of(self.weight), tiles: self.tiles }
+    }
 }
 
 /// The products of so many pixels.
-fn shape(pixels: u32, [c, n]: [u32; 2]) -> Shape {
-    Shape { m: pixels / 4, n, k: c, slices: PRODUCTS, depth: c, whole: 0, apart: true }
+fn shape(tiles: Tiles, pixels: u32, [c, n]: [u32; 2]) -> Shape {
+    let slices = tiles.products();
+    Shape { m: pixels / tiles.pixels(), n, k: tiles.taps() * c, slices, depth: c, whole: 0, apart: true }
 }
 
 /// What multiplies such tiles here.
@@ -50,79 +97,100 @@ fn multiplied_by(g: &Graph, shape: &Shape, weights: DType) -> Option<Method> {
     }
 }
 
-/// Record the weights that [`winograd`] takes, [1, 16, C, C_out] (`kernels/winograd/weights.wgsl`): from the layer alone, so once is enough. None where a picture
+/// Record the weights that [`winograd`] takes (`kernels/winograd/weights.wgsl`): from the layer alone, so once is enough. None where a picture
 /// of [h, w] is not convolved so.
-pub fn fold(g: &mut Graph, layer: &Conv, [h, w]: [u32; 2]) -> Option<Tensor> {
+pub fn fold(g: &mut Graph, layer: &Conv, size: [u32; 2]) -> Option<Transformed> {
     let [_, _, k, n] = layer.weight.dims;
     let c = k / 9;
-    let wanted = g.forced_variant("winograd") == Some("f2x2");
-    let even = h.is_multiple_of(2) && w.is_multiple_of(2);
+    let tiles = match g.forced_variant("winograd") {
+        Some("f2x2") => Tiles::Square,
+        Some("f2") => Tiles::Pair,
+        _ => return None,
+    };
     // Packed weights are not transformed, and a tile's norms are not its own.
     let takes = layer.kernel == 3 && layer.weight.dtype != DType::Packed && matches!(g.statistics, Statistics::Own);
-    if !(wanted && even && takes) {
+    if !(takes && tiles.cover(size)) {
         return None;
     }
     // A sum of f16 weights is no f16: where all else is f32 it stays exact.
     let dtype = if g.operands == DType::F32 { DType::F32 } else { layer.weight.dtype };
     // As many rows as make a tile: how many there are is not known yet.
-    multiplied_by(g, &shape((h * w).max(256), [c, n]), dtype)?;
+    multiplied_by(g, &shape(tiles, (size[0] * size[1]).max(256), [c, n]), dtype)?;
     let weight = layer.weight.bind(g);
-    let folded = g.weights("transformed weights", [1, PRODUCTS, c, n], dtype);
+    let folded = g.weights("transformed weights", [tiles.products(), tiles.taps(), c, n], dtype);
     g.push(Node {
         op: "winograd_fold",
         variant: "portable",
         kernel: Kernel {
             source: &WEIGHTS,
             libs: vec![],
-            head: vec![("weight4", vec4_of(weight.dtype)), ("folded4", vec4_of(dtype))],
+            head: vec![
+                ("weight4", vec4_of(weight.dtype)),
+                ("folded4", vec4_of(dtype)),
+                (TILED, Value::U32(tiles.pixels())),
+            ],
         },
         reads: vec![weight],
         writes: vec![folded],
         dims: vec![c, n / 4],
         step: false,
-        grid: linear_grid(u64::from(c * n / 4), 64),
-        flops: 28 * u64::from(c * n),
+        grid: linear_grid(u64::from(c) * u64::from(n / 4), 64),
+        flops: 2 * folded.len(),
     });
-    Some(folded)
+    Some(Transformed { weight: folded, tiles })
 }
 
-/// Can the transforms of so many pixels, and their products by the `folded` weights, be bound?
-pub fn fits(g: &Graph, rows: u32, folded: Tensor) -> bool {
-    let [_, _, c, n] = folded.dims;
-    let [transforms, products] = [(c, g.operands), (n, DType::F32)]
-        .map(|(channels, dtype)| dims(rows, channels).iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes());
-    transforms.max(products) <= g.caps().max_binding
+/// Can the transforms of images of [B, H, W], and their products by these weights, be bound?
+pub fn fits(g: &Graph, size: [u32; 3], weights: &Transformed) -> bool {
+    let [_, _, c, n] = weights.weight.dims;
+    let bytes = |channels, dtype: DType| {
+        dims(weights.tiles, size, channels).iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes()
+    };
+    bytes(c, g.operands).max(bytes(n, DType::F32)) <= g.caps().max_binding
 }
 
-/// Record a 3x3 convolution of the `tiles` that [`super::group_norm::group_norm_to_tiles`] left of images of [B, H, W], with [`fold`]'s weights:
+/// Record a 3x3 convolution of what [`super::group_norm::group_norm_to_tiles`] left of images of [B, H, W], with [`fold`]'s weights:
 /// [B, H, W, C_out].
 pub fn winograd(
     g: &mut Graph,
-    tiles: Tensor,
+    transforms: Tensor,
     [batch, h, w]: [u32; 3],
-    (folded, bias): (Tensor, Option<&Param>),
+    (weights, bias): (Transformed, Option<&Param>),
     epilogue: Epilogue,
 ) -> Tensor {
-    let [_, _, c, n] = folded.dims;
+    let Transformed { weight, tiles } = weights;
+    let [_, _, c, n] = weight.dims;
     let rows = batch * h * w;
-    assert_eq!(tiles.dims, dims(rows, c), "winograd: [{batch}, {h}, {w}] with weights {:?}", folded.dims);
+    assert_eq!(
+        transforms.dims,
+        dims(tiles, [batch, h, w], c),
+        "winograd: [{batch}, {h}, {w}] with weights {:?}",
+        weight.dims
+    );
     assert_residual("winograd", &epilogue, rows, n);
-    let shape = shape(rows, [c, n]);
-    let way = format!("{:?} {:?}", tiles.dtype, folded.dtype);
-    let method = multiplied_by(g, &shape, folded.dtype);
+    let shape = shape(tiles, rows, [c, n]);
+    let way = format!("{:?} {:?} {tiles:?}", transforms.dtype, weight.dtype);
+    let method = multiplied_by(g, &shape, weight.dtype);
     let Some(cut) = method.and_then(|method| product::pick_cut(g, "winograd", &shape, &way, method)) else {
-        unreachable!("winograd: weights were transformed for {:?}", tiles.dims)
+        unreachable!("winograd: weights were transformed for {:?}", transforms.dims)
+    };
+    let (sources, head, dims, reads) = match tiles {
+        Tiles::Square => (matmul::SOURCES, vec![], vec![shape.m, n / 4, c / 4], vec![transforms, weight]),
+        Tiles::Pair => {
+            let (head, dims) = conv2d::lines([batch, h, w / 2], [c, n]);
+            (conv2d::SOURCES, head, dims, vec![transforms, transforms, weight])
+        }
     };
     let product = Product {
         op: "winograd",
-        sources: matmul::SOURCES,
+        sources,
         shape,
         cut,
-        head: vec![],
-        dims: vec![shape.m, n / 4, c / 4],
-        reads: vec![tiles, folded],
+        head,
+        dims,
+        reads,
         narrowed: false,
-        out: [PRODUCTS, 1, shape.m, n],
+        out: [tiles.products(), 1, shape.m, n],
         epilogue: &Epilogue::default(),
         bias: None,
     };
@@ -132,7 +200,7 @@ pub fn winograd(
     let out = if epilogue.f32_out { g.activation_f32("winograd", size) } else { g.activation("winograd", size) };
     head.extend([
         ("SPLITS", Value::U32(cut.shares)),
-        (TILED, Value::U32(1)),
+        (TILED, Value::U32(tiles.pixels())),
         ("STORES", Value::U32(0)),
         ("out4", vec4_of(out.dtype)),
     ]);
@@ -144,7 +212,7 @@ pub fn winograd(
         writes: vec![out],
         dims: [&[rows, n / 4][..], &words, &[w]].concat(),
         step: false,
-        grid: linear_grid(u64::from(rows / 4) * u64::from(n / 4), 64),
+        grid: linear_grid(u64::from(shape.m) * u64::from(n / 4), 64),
         flops: shares.len() * 2,
     });
     g.picked();

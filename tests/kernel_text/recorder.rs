@@ -247,8 +247,8 @@ impl Recorder<'_> {
             for halves in [1, 2] {
                 let x = self.input([2, h, w, channels / halves]);
                 let y = (halves == 2).then(|| self.input([2, h, w, channels / 2]));
-                let tiles = group_norm_to_tiles(&mut self.g, x, y, &before, 4, true);
-                let Some(tiles) = tiles.filter(|_| fits(&self.g, 2 * h * w, folded)) else { continue };
+                let tiles = group_norm_to_tiles(&mut self.g, x, y, &before, 4, folded.tiles);
+                let Some(tiles) = tiles.filter(|_| fits(&self.g, [2, h, w], &folded)) else { continue };
                 for (bias, epilogue) in self.epilogues(Activation::None, [2, h, w, 64]) {
                     let epilogue =
                         Epilogue { bias_rows: epilogue.bias_rows.map(|b| BiasRows { rows: h * w, ..b }), ..epilogue };

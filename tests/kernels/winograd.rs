@@ -1,4 +1,4 @@
-//! winograd: norm, SiLU and 3x3 convolution, and the norm after them, against each in turn by its definition.
+//! winograd: norm, SiLU and 3x3 convolution in tiles, and the norm after them, against each in turn by its definition.
 
 use scumble::gpu::DType;
 use scumble::ops::Conv;
@@ -47,7 +47,7 @@ fn check_case(place: &Place, dtype: DType, case: Case) {
     let params = before.norm(&run.gpu);
     let first = norm_case(case.size, case.channels);
     run.g.trial = Some(trial);
-    let tiles = group_norm_to_tiles(&mut run.g, input, second, &params, first.groups, true);
+    let tiles = group_norm_to_tiles(&mut run.g, input, second, &params, first.groups, folded.tiles);
     let Some(tiles) = tiles else { panic!("{case:?}: {} stores no transforms", place.variant) };
     let bound = epilogue.bind(&mut run, [b, h, w, out]);
     let result = winograd(&mut run.g, tiles, [b, h, w], (folded, layer.bias.as_ref()), bound);
@@ -76,17 +76,14 @@ fn check_case(place: &Place, dtype: DType, case: Case) {
     check(place, limit, &what, &got[1], &reference(&second, &want, &z, &after));
 }
 
-/// With every norm that stores transforms, on matrix units and by multiply-adds; f32 not on matrix units.
+/// In all tiles, with every norm that stores transforms, on matrix units and by multiply-adds; f32 not on matrix units.
 fn all(run: impl Fn(&Place, DType)) {
-    for norm in ["workgroup", "chunks"] {
-        for method in ["coop", "tile"] {
-            together(&[("winograd", "f2x2"), ("group_norm", norm), ("conv2d", method)], |place| {
-                place
-                    .activations()
-                    .filter(|&dtype| method == "tile" || dtype == DType::F16)
-                    .for_each(|dtype| run(place, dtype));
-            });
-        }
+    let ways = ["f2x2", "f2"].into_iter().flat_map(|tiles| ["workgroup", "chunks"].map(|norm| (tiles, norm)));
+    for ((tiles, norm), method) in ways.flat_map(|way| ["coop", "tile"].map(|method| (way, method))) {
+        together(&[("winograd", tiles), ("group_norm", norm), ("conv2d", method)], |place| {
+            let types = place.activations().filter(|&dtype| method == "tile" || dtype == DType::F16);
+            types.for_each(|dtype| run(place, dtype));
+        });
     }
 }
 
@@ -98,6 +95,9 @@ fn convolutions_after_norms() {
         }
         check_case(place, dtype, Case { channels: [32, 32], ..BASE });
         check_case(place, dtype, Case { size: [1, 2, 2], ..BASE });
+        if place.variant == "f2" {
+            check_case(place, dtype, Case { size: [2, 5, 8], ..BASE });
+        }
     });
 }
 
@@ -138,10 +138,10 @@ fn none_where_it_does_not_fit() {
     everywhere("winograd", |place| {
         let weight = weights(1, 9 * 32, 32, DType::F32);
         let layer = Conv { weight: weight.param(&place.gpu), bias: None, kernel: 3 };
-        for size in [[5, 6], [6, 5], [6, 6]] {
+        for (size, in_tiles) in [([5, 6], &["f2"][..]), ([6, 5], &[]), ([6, 6], &["f2x2", "f2"])] {
             let mut run = place.start(DType::F32);
-            let even = size == [6, 6];
-            assert_eq!(fold(&mut run.g, &layer, size).is_some(), even && place.variant == "f2x2", "{size:?}");
+            let found = fold(&mut run.g, &layer, size).is_some();
+            assert_eq!(found, in_tiles.contains(&place.variant), "{size:?} {}", place.variant);
         }
     });
     assert_eq!(VARIANTS[0].0, "none");
