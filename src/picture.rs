@@ -44,6 +44,30 @@ pub(crate) async fn ready(gpu: &Gpu, decoder: &Decoder, config: &VaeConfig, size
     Recorded::new(gpu, decoder, config, size).await?.ready().await
 }
 
+/// The decoder for whole pictures, ready before the latents are.
+pub(crate) struct Early {
+    whole: Whole,
+    /// Was the first picture submitted?
+    begun: bool,
+}
+
+impl Early {
+    /// See [`ready`].
+    pub fn new(whole: Whole) -> Early {
+        Early { whole, begun: false }
+    }
+
+    /// Have the first of the latents decoded, once what is submitted has made them: the device need not wait for the host to read them.
+    ///
+    /// # Errors
+    /// Of the device.
+    pub async fn begin(&mut self, gpu: &Gpu, latents: &Buffer) -> Result<()> {
+        latents.copy_to(&self.whole.latent);
+        self.begun = true;
+        self.whole.submit(gpu, None).await
+    }
+}
+
 /// Final latents [B, h, w, 4] in the UNet's scale to pictures; `early`: the decoder for whole pictures, if it is ready; `meanwhile`: what the host
 /// does once the device decodes one.
 ///
@@ -57,16 +81,17 @@ pub(crate) async fn decode(
     latents: &[f32],
     [batch, h, w]: [u32; 3],
     tiling: Option<Tiling>,
-    early: Option<Whole>,
+    early: Option<Early>,
     tune: bool,
     mut profile: Option<&mut Profile>,
     observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     meanwhile: &mut dyn FnMut(),
 ) -> Result<Vec<Image>> {
     let c = config.latent_channels as u32;
+    let mut begun = early.as_ref().is_some_and(|early| early.begun);
     let whole = match (tiling, early) {
         (Some(_), _) => None,
-        (None, Some(whole)) => Some(whole),
+        (None, Some(early)) => Some(early.whole),
         (None, None) => {
             let whole = Recorded::new(gpu, decoder, config, [h, w]).await?;
             if tune {
@@ -79,8 +104,12 @@ pub(crate) async fn decode(
     for (i, latent) in latents.chunks_exact((h * w * c) as usize).enumerate() {
         let picture = match (&whole, tiling) {
             (Some(whole), _) => {
-                whole.latent.write(latent);
-                whole.run(gpu, profile.as_deref_mut(), meanwhile).await?
+                if !std::mem::take(&mut begun) {
+                    whole.latent.write(latent);
+                    whole.submit(gpu, profile.as_deref_mut()).await?;
+                }
+                meanwhile();
+                whole.read().await?
             }
             (None, tiling) => {
                 let scaled = latent.iter().map(|v| v / config.scaling_factor).collect();
@@ -149,11 +178,13 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    async fn run(&self, gpu: &Gpu, profile: Option<&mut Profile>, meanwhile: &mut dyn FnMut()) -> Result<Plane> {
+    async fn submit(&self, gpu: &Gpu, profile: Option<&mut Profile>) -> Result<()> {
         let mut step = gpu.record(profile.is_some());
         step.run(&self.program, &[], &self.scalars, 0);
-        step.submit(profile).await?;
-        meanwhile();
+        step.submit(profile).await
+    }
+
+    async fn read(&self) -> Result<Plane> {
         let data = self.pixels.read(self.picture.len() as usize).await?;
         Ok(Plane { h: self.picture.height(), w: self.picture.width(), c: self.picture.channels(), data })
     }
@@ -351,21 +382,50 @@ pub(crate) fn plan_encode(
 
 #[cfg(test)]
 mod tests {
+    use pollster::block_on;
+
     use super::*;
+    use crate::Checkpoint;
+    use crate::files::Files;
+    use crate::parts::{Mode, load_decoder, load_encoder};
+
+    fn embedded() -> (Gpu, Checkpoint, Decoder) {
+        let gpu = block_on(Gpu::open(&Default::default())).expect("a GPU or a software device");
+        let model = Checkpoint::open(&Files::Embedded(scumble_model::FILES).into()).expect("a model");
+        let (decoder, _) = block_on(load_decoder(&gpu, &model, DType::F32, Mode::Load)).expect("loaded");
+        (gpu, model, decoder)
+    }
+
+    /// Begun behind what makes the latents, or from the host's: the same pictures, each its own.
+    #[test]
+    fn a_decoder_that_has_begun_makes_the_same_pictures() {
+        let (gpu, model, decoder) = embedded();
+        let config = &model.vae().expect("a VAE").config;
+        let size = [2, 8, 8];
+        let latents: Vec<f32> = (0..2 * 8 * 8 * 4).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+        let decode = |early: Option<Early>| {
+            let mut observe = |_: Progress| ControlFlow::Continue(());
+            let mut done = || {};
+            let done =
+                decode(&gpu, &decoder, config, &latents, size, None, early, false, None, &mut observe, &mut done);
+            block_on(done).expect("decoded")
+        };
+        let expected = decode(None);
+        assert_ne!(expected[0], expected[1]);
+        let whole = || block_on(ready(&gpu, &decoder, config, [8, 8])).expect("ready");
+        assert_eq!(decode(Some(Early::new(whole()))), expected);
+        let made = block_on(gpu.upload("latents", &latents)).expect("a buffer");
+        let mut early = Early::new(whole());
+        block_on(early.begin(&gpu, &made)).expect("begun");
+        assert_eq!(decode(Some(early)), expected);
+    }
 
     /// Both sides of the embedded VAE cut at every level, against whole: the share of the difference, and where it lies.
     #[test]
     fn tiles_are_the_whole_at_every_level() {
-        use pollster::block_on;
-        let gpu = block_on(Gpu::open(&Default::default())).expect("a GPU or a software device");
-        let model =
-            crate::Checkpoint::open(&crate::files::Files::Embedded(scumble_model::FILES).into()).expect("a model");
+        let (gpu, model, decoder) = embedded();
         let config = &model.vae().expect("a VAE").config;
-        let (decoder, _) =
-            block_on(crate::parts::load_decoder(&gpu, &model, crate::gpu::DType::F32, crate::parts::Mode::Load))
-                .expect("loaded");
-        let (encoder, _) =
-            block_on(crate::parts::load_encoder(&gpu, &model, crate::parts::Mode::Load)).expect("loaded");
+        let (encoder, _) = block_on(load_encoder(&gpu, &model, Mode::Load)).expect("loaded");
         let (h, w) = (96u32, 128u32);
         // Flat, striped and dotted parts: statistics that differ from tile to tile.
         let value = |i: u32| {

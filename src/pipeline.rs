@@ -1,6 +1,7 @@
 //! Prompt to picture, top to bottom: text, noise, the sampler's loop, decode. Nothing else.
 
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Mutex;
 
 use web_time::Instant;
@@ -22,7 +23,7 @@ use crate::ops::degrade::RADIUS;
 use crate::parts::{
     Lent, Mode, ModelBytes, Networks, activation_type, load_clip, load_decoder, load_encoder, load_unet,
 };
-use crate::picture::{Tiling, decode, encode_picture, ready};
+use crate::picture::{Early, Tiling, decode, encode_picture, ready};
 use crate::request::{Generated, Memory, Precision, Progress, Request, Timings};
 use crate::sampler::{Recording, sampler};
 use crate::sampling::{Given, Job, Sampling};
@@ -156,15 +157,24 @@ impl Pipeline {
         let [b, h, w, _] = job.dims();
         // The decoder gets ready while the device is busy. Should its memory be refused, it is asked for again when it is its turn.
         let mut early = None;
-        let meanwhile = async {
-            if let (true, Some(networks)) = (forecast.early, &self.resident) {
-                early = ready(&self.gpu, &networks.decoder, config, [h, w]).await.ok();
-            }
+        let running = {
+            let meanwhile = pin!(async {
+                if let (true, Some(networks)) = (forecast.early, &self.resident) {
+                    early = ready(&self.gpu, &networks.decoder, config, [h, w]).await.ok().map(Early::new);
+                }
+            });
+            sampling.run(&job, &mut generator, profile.as_mut(), observe, meanwhile).await?
         };
-        sampling.run(&job, &mut generator, profile.as_mut(), observe, meanwhile).await?;
+        if let (Some(early), None, false) = (&mut early, &profile, running.stop) {
+            early.begin(&self.gpu, &sampling.result(&job)).await?;
+        }
+        running.finish(observe).await?;
+        timings.sample = ms(since);
+
+        // latents → pictures
+        let since = Instant::now();
         let latents = sampling.latents(&job).await?;
         let masks = sampling.masks(&job).await?;
-        timings.sample = ms(since);
         let allocator = self.gpu.allocator_bytes();
         // What is done with takes a while to drop: beside the decoder, where that has its own memory already.
         let mut done = Some((sampling, unet));
@@ -173,8 +183,6 @@ impl Pipeline {
             drop_done();
         }
 
-        // latents → pictures
-        let since = Instant::now();
         let decoder = self.decoder().await?;
         let tiling = forecast.decode_tiling;
         let (size, tune) = ([b, h, w], request.autotune);

@@ -1,6 +1,7 @@
 //! The sampler's loop on the device: a recording replayed, one submit a step, with cancellation between steps.
 
 use std::ops::ControlFlow;
+use std::pin::Pin;
 
 use crate::conditioning::Conditioning;
 use crate::denoiser::Step;
@@ -278,15 +279,16 @@ impl Sampling {
         self.buffer(Recording::START).write(&x);
     }
 
-    /// Replay the recording: one submit a step, at most two steps in flight. `meanwhile` is what the host does once there are.
+    /// Replay the recording: one submit a step, at most two steps in flight. `meanwhile` is what the host does once there are. The last step may be
+    /// under way when this returns: see [`Running::finish`].
     pub async fn run(
         &mut self,
         job: &Job,
         generator: &mut Generator,
         mut profile: Option<&mut Profile>,
         observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-        meanwhile: impl Future<Output = ()>,
-    ) -> Result<()> {
+        meanwhile: Pin<&mut dyn Future<Output = ()>>,
+    ) -> Result<Running<impl Future<Output = Result<()>> + use<>>> {
         let mut meanwhile = Some(meanwhile);
         let steps = job.recording.steps.len();
         let mut stop = observe(Progress::Start { steps }).is_break();
@@ -336,11 +338,12 @@ impl Sampling {
                 stop = observe(Progress::Step { done: i, steps }).is_break();
             }
         }
-        if let Some(last) = in_flight {
-            last.await?;
-            stop = stop || observe(Progress::Step { done: steps, steps }).is_break();
-        }
-        if stop { Err(Error::Cancelled) } else { Ok(()) }
+        Ok(Running { last: in_flight, stop, steps })
+    }
+
+    /// Where the final latents [B, h, w, 4] are, or will be.
+    pub fn result(&self, job: &Job) -> Buffer {
+        self.buffer(job.recording.result.unwrap_or(Recording::START))
     }
 
     /// The first denoising, in parts: the device has begun when the last is bound. What is then left to submit.
@@ -363,8 +366,7 @@ impl Sampling {
 
     /// The final latents [B, h, w, 4].
     pub async fn latents(&self, job: &Job) -> Result<Vec<f32>> {
-        let result = job.recording.result.unwrap_or(Recording::START);
-        let latents: Vec<f32> = self.buffer(result).read(job.shape.iter().product()).await?;
+        let latents: Vec<f32> = self.result(job).read(job.shape.iter().product()).await?;
         if latents.iter().all(|value| value.is_finite()) {
             return Ok(latents);
         }
@@ -383,6 +385,27 @@ impl Sampling {
         let all: Vec<f32> = mask.read(job.mask_floats()).await?;
         let images = |call: &[f32]| call.chunks_exact(stride).flat_map(|image| image[..area].to_vec()).collect();
         Ok(all.chunks_exact(b as usize * stride).map(images).collect())
+    }
+}
+
+/// A loop of which all is submitted, unless it was stopped.
+pub(crate) struct Running<F> {
+    /// The last step that was.
+    last: Option<F>,
+    /// Was it stopped?
+    pub stop: bool,
+    steps: usize,
+}
+
+impl<F: Future<Output = Result<()>>> Running<F> {
+    /// Wait for the last step, and tell.
+    pub async fn finish(mut self, observe: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<()> {
+        if let Some(last) = self.last {
+            last.await?;
+            let steps = self.steps;
+            self.stop = self.stop || observe(Progress::Step { done: steps, steps }).is_break();
+        }
+        if self.stop { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Denoising steps of a model, and whole pictures: wall time, device time by op, and how long the device idles.
 
 use std::ops::ControlFlow;
+use std::pin::pin;
 
 use web_time::Instant;
 
@@ -76,7 +77,9 @@ pub async fn step(pipeline: &Pipeline, request: &Request, passes: Passes, batch:
         sampling.start(&job, &given, &unit, scale);
         let since = Instant::now();
         let mut observe = |_: Progress| ControlFlow::Continue(());
-        sampling.run(&job, &mut Generator::new(request.seed), profile, &mut observe, async {}).await?;
+        let running =
+            sampling.run(&job, &mut Generator::new(request.seed), profile, &mut observe, pin!(async {})).await?;
+        running.finish(&mut observe).await?;
         let ms = since.elapsed().as_secs_f64() * 1e3;
         Ok((ms, sampling.latents(&job).await?))
     };

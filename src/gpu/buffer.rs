@@ -98,6 +98,16 @@ impl Buffer {
         self.0.gpu.inner.queue.write_buffer(self.raw(), 0, bytes);
     }
 
+    /// Copy from the start into all of `other`, when everything submitted so far is done; takes effect before what is submitted next.
+    pub fn copy_to(&self, other: &Buffer) {
+        let bytes = other.bytes();
+        assert!(bytes <= self.bytes(), "copying {bytes} bytes from a buffer of {}", self.bytes());
+        let gpu = &self.0.gpu;
+        let mut encoder = gpu.inner.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(self.raw(), 0, other.raw(), 0, bytes);
+        gpu.inner.queue.submit([encoder.finish()]);
+    }
+
     /// Read the first `count` elements back, when everything submitted so far is done.
     ///
     /// # Errors
