@@ -34,6 +34,20 @@ pub struct Forecast {
     pub decode_tiling: Option<Tiling>,
     /// Is there room for the decoder beside the loop, to get ready meanwhile?
     pub early: bool,
+    /// .. and do both wait for the next picture, if the device has the room then?
+    pub keeps: bool,
+}
+
+/// Bytes of the sampler's loop and of what comes before it.
+struct LoopBytes {
+    /// Before it.
+    before: u64,
+    /// In it.
+    sample: u64,
+    /// .. at its end, for its results.
+    readback: u64,
+    /// Before it, beside all of it, where it waited for this picture.
+    again: u64,
 }
 
 /// As [`crate::gpu::Gpu::storage`] rounds.
@@ -77,7 +91,7 @@ impl Pipeline {
             "{tokens} {:?} {:?} {:?} {:?} {:?}",
             (job.shape, job.passes, job.timesteps.len(), job.sees_masks, job.masked),
             (&request.sampler, &request.scheduler, request.steps, request.denoise),
-            (request.init.is_some(), request.vae_tile, request.clip_skip, request.autotune),
+            (request.init.is_some(), request.vae_tile, request.clip_skip, request.autotune, request.profile),
             (self.gpu.memory_in_use().0, self.gpu.tuned()),
             self.is_resident(),
         );
@@ -113,19 +127,27 @@ impl Pipeline {
 
         let text = self.forecast_text(request, [job.passes.prompts(), tokens], &what, graphs)?;
         let (encode, encode_tiling) = self.forecast_encode(request, job, &what).await?;
-        let (before, sample) = self.forecast_sample(job, tokens, &what, graphs)?;
+        let LoopBytes { before, sample, readback, again } = self.forecast_sample(job, tokens, &what, graphs)?;
         let decode = self.forecast_decode(request, job, beside(m.decoder), &what)?;
-        let beside_loop = sample + decode.ready;
+        let beside_loop = sample + readback + decode.ready;
         // A software device is busy itself, and what an unknown device has to spare nobody knows.
         let room = self.gpu.caps().memory.is_some() && self.gpu.check_memory(&what, beside_loop, HINT).is_ok();
         let early =
             self.is_resident() && decode.tiling.is_none() && !request.autotune && !self.gpu.caps().is_cpu() && room;
-        let sample = before.max(if early { beside_loop } else { sample });
+        // What is given is bound in the loop, and what is timed is no loop to keep.
+        let given = request.init.is_some() || job.sees_masks || request.profile;
+        let kept = beside_loop.max(sample + decode.bytes).max(sample + decode.ready + again);
+        let keeps = early && !given && self.gpu.check_memory(&what, kept, HINT).is_ok();
+        let sample = before.max(match (keeps, early) {
+            (true, _) => kept,
+            (_, true) => beside_loop,
+            _ => sample + readback,
+        });
         let most = stage(m.text, text).max(encode).max(stage(m.unet, sample)).max(stage(m.decoder, decode.bytes));
         self.gpu.check_memory(&what, most, HINT)?;
         let peak = self.gpu.memory_in_use().0 + most;
         let (decode, decode_tiling) = (decode.bytes, decode.tiling);
-        Ok(Forecast { model: m, text, encode, sample, decode, peak, encode_tiling, decode_tiling, early })
+        Ok(Forecast { model: m, text, encode, sample, decode, peak, encode_tiling, decode_tiling, early, keeps })
     }
 
     /// Tokens of the context, all prompts of one length.
@@ -184,7 +206,7 @@ impl Pipeline {
     }
 
     /// Bytes before the loop, and in it.
-    fn forecast_sample(&self, job: &Job, tokens: u32, what: &str, graphs: &mut Vec<Graph>) -> Result<(u64, u64)> {
+    fn forecast_sample(&self, job: &Job, tokens: u32, what: &str, graphs: &mut Vec<Graph>) -> Result<LoopBytes> {
         let gpu = &self.gpu;
         let alignment = gpu.caps().uniform_alignment;
         let unet = &self.planned.unet;
@@ -195,6 +217,8 @@ impl Pipeline {
         let context = unet.context(&mut g, hidden);
         let tensors: Vec<Tensor> = context.iter().flat_map(ContextKv::tensors).collect();
         tensors.iter().for_each(|t| g.keep_argument(*t));
+        let states = bytes(hidden.bytes()) + SCALARS;
+        let again = g.planned_bytes(alignment) + states;
         let [_, h, w, _] = job.dims();
         let folded = unet.folded(&mut g, [h, w]);
         folded.tensors().iter().for_each(|t| g.keep_argument(*t));
@@ -203,7 +227,7 @@ impl Pipeline {
             |dims: &[u32; 4], dtype: DType| bytes(dims.iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes());
         let mut kept: u64 = tensors.iter().map(|t| bytes(t.bytes())).sum();
         kept += folded.tensors().iter().map(|t| bytes(t.bytes())).sum::<u64>();
-        let before = kept + g.planned_bytes(alignment) + bytes(hidden.bytes()) + SCALARS;
+        let before = kept + g.planned_bytes(alignment) + states;
         graphs.push(g);
 
         // Timesteps to time projections: once, too.
@@ -217,7 +241,8 @@ impl Pipeline {
         g.keep_argument(times);
         gpu.check_graph(what, &g)?;
         kept += bytes(times.bytes());
-        let before = before.max(kept + g.planned_bytes(alignment) + given + SCALARS);
+        let of_times = g.planned_bytes(alignment) + given + SCALARS;
+        let (before, again) = (before.max(kept + of_times), again.max(of_times));
         graphs.push(g);
 
         let mut g = Graph::new(gpu, self.dtype);
@@ -250,9 +275,9 @@ impl Pipeline {
         let lincomb_dims = arities(&job.recording).len() as u64 * 16;
         // Latents and masks are read back one after the other while the loop's buffers still live.
         let readback = latent.max(mask);
-        let sample = g.planned_bytes(alignment) + kept + latents + mask + scalars + lincomb_dims + readback;
+        let sample = g.planned_bytes(alignment) + kept + latents + mask + scalars + lincomb_dims;
         graphs.push(g);
-        Ok((before, sample))
+        Ok(LoopBytes { before, sample, readback, again })
     }
 }
 

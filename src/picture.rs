@@ -57,6 +57,12 @@ impl Early {
         Early { whole, begun: false }
     }
 
+    /// Bytes of its buffers.
+    pub fn bytes(&self) -> u64 {
+        let Whole { latent, program, scalars, pixels, .. } = &self.whole;
+        latent.bytes() + program.bytes() + scalars.bytes() + pixels.bytes()
+    }
+
     /// Have the first of the latents decoded, once what is submitted has made them: the device need not wait for the host to read them.
     ///
     /// # Errors
@@ -81,30 +87,30 @@ pub(crate) async fn decode(
     latents: &[f32],
     [batch, h, w]: [u32; 3],
     tiling: Option<Tiling>,
-    early: Option<Early>,
+    early: Option<&mut Early>,
     tune: bool,
     mut profile: Option<&mut Profile>,
     observe: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     meanwhile: &mut dyn FnMut(),
 ) -> Result<Vec<Image>> {
     let c = config.latent_channels as u32;
-    let mut begun = early.as_ref().is_some_and(|early| early.begun);
-    let whole = match (tiling, early) {
+    let mut made = None;
+    let mut whole = match (tiling, early) {
         (Some(_), _) => None,
-        (None, Some(early)) => Some(early.whole),
+        (None, Some(early)) => Some(early),
         (None, None) => {
             let whole = Recorded::new(gpu, decoder, config, [h, w]).await?;
             if tune {
                 whole.tune(observe).await?;
             }
-            Some(whole.ready().await?)
+            Some(made.insert(Early::new(whole.ready().await?)))
         }
     };
     let mut images = Vec::new();
     for (i, latent) in latents.chunks_exact((h * w * c) as usize).enumerate() {
-        let picture = match (&whole, tiling) {
-            (Some(whole), _) => {
-                if !std::mem::take(&mut begun) {
+        let picture = match (&mut whole, tiling) {
+            (Some(Early { whole, begun }), _) => {
+                if !std::mem::take(begun) {
                     whole.latent.write(latent);
                     whole.submit(gpu, profile.as_deref_mut()).await?;
                 }
@@ -403,7 +409,7 @@ mod tests {
         let config = &model.vae().expect("a VAE").config;
         let size = [2, 8, 8];
         let latents: Vec<f32> = (0..2 * 8 * 8 * 4).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
-        let decode = |early: Option<Early>| {
+        let decode = |early: Option<&mut Early>| {
             let mut observe = |_: Progress| ControlFlow::Continue(());
             let mut done = || {};
             let done =
@@ -412,12 +418,14 @@ mod tests {
         };
         let expected = decode(None);
         assert_ne!(expected[0], expected[1]);
-        let whole = || block_on(ready(&gpu, &decoder, config, [8, 8])).expect("ready");
-        assert_eq!(decode(Some(Early::new(whole()))), expected);
+        let mut early = Early::new(block_on(ready(&gpu, &decoder, config, [8, 8])).expect("ready"));
         let made = block_on(gpu.upload("latents", &latents)).expect("a buffer");
-        let mut early = Early::new(whole());
-        block_on(early.begin(&gpu, &made)).expect("begun");
-        assert_eq!(decode(Some(early)), expected);
+        for begins in [false, true, true, false] {
+            if begins {
+                block_on(early.begin(&gpu, &made)).expect("begun");
+            }
+            assert_eq!(decode(Some(&mut early)), expected, "{begins}");
+        }
     }
 
     /// Both sides of the embedded VAE cut at every level, against whole: the share of the difference, and where it lies.

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use web_time::Instant;
 
@@ -50,6 +51,8 @@ pub struct Pipeline {
     pub(crate) dtype: DType,
     pub(crate) planned: Networks,
     resident: Option<Networks>,
+    /// Tells it from all others of this process.
+    id: u64,
     pub(crate) bytes: ModelBytes,
     /// The last forecast, and what it was for.
     pub(crate) foreseen: Mutex<Option<(String, Forecast)>>,
@@ -66,7 +69,9 @@ impl Pipeline {
         let (schedule, prediction) = model.schedule();
         let (gpu, embeddings) = (gpu.clone(), Embeddings::none());
         let (resident, foreseen) = Default::default();
-        Ok(Pipeline { gpu, model, embeddings, schedule, prediction, dtype, planned, resident, bytes, foreseen })
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Pipeline { gpu, model, embeddings, schedule, prediction, dtype, planned, resident, id, bytes, foreseen })
     }
 
     /// Load a model onto a device; with `lowmem`, only plan it.
@@ -147,7 +152,20 @@ impl Pipeline {
         let unet = self.unet().await?;
         let mut tuned = |done, trials| observe(Progress::Tuned { done, trials });
         let tune = request.autotune.then_some(&mut tuned as &mut Observe<'_>);
-        let mut sampling = Sampling::new(&self.gpu, &unet, self.dtype, &job, &text, &given, &unit, tune).await?;
+        let key = self.kept_key(&request, &job, &text);
+        let kept = if forecast.keeps { self.gpu.take::<Kept>(&key) } else { None };
+        let (mut sampling, mut early) = match kept {
+            Some(Kept { mut sampling, early }) => {
+                sampling.again(&unet, self.dtype, &job, &text).await?;
+                (sampling, Some(early))
+            }
+            None => {
+                // Another's is no use, and in the way.
+                self.gpu.free_aside();
+                let new = Sampling::new(&self.gpu, &unet, self.dtype, &job, &text, &given, &unit, tune).await?;
+                (new, None)
+            }
+        };
         sampling.start(&job, &given, &unit, self.start_scale(&job));
         timings.prepare = ms(since);
 
@@ -156,10 +174,9 @@ impl Pipeline {
         let config = &self.model.vae()?.config;
         let [b, h, w, _] = job.dims();
         // The decoder gets ready while the device is busy. Should its memory be refused, it is asked for again when it is its turn.
-        let mut early = None;
         let running = {
             let meanwhile = pin!(async {
-                if let (true, Some(networks)) = (forecast.early, &self.resident) {
+                if let (true, None, Some(networks)) = (forecast.early, &early, &self.resident) {
                     early = ready(&self.gpu, &networks.decoder, config, [h, w]).await.ok().map(Early::new);
                 }
             });
@@ -177,7 +194,9 @@ impl Pipeline {
         let masks = sampling.masks(&job).await?;
         let allocator = self.gpu.allocator_bytes();
         // What is done with takes a while to drop: beside the decoder, where that has its own memory already.
-        let mut done = Some((sampling, unet));
+        let (kept, done) =
+            if forecast.keeps && early.is_some() { (Some(sampling), None) } else { (None, Some(sampling)) };
+        let mut done = Some((done, unet));
         let mut drop_done = || drop(done.take());
         if early.is_none() {
             drop_done();
@@ -193,7 +212,7 @@ impl Pipeline {
             &latents,
             size,
             tiling,
-            early,
+            early.as_mut(),
             tune,
             profile.as_mut(),
             observe,
@@ -210,6 +229,10 @@ impl Pipeline {
         match self.is_resident() {
             true => self.gpu.free_unused(),
             false => self.gpu.free_idle(),
+        }
+        if let (Some(sampling), Some(early)) = (kept, early) {
+            let bytes = sampling.bytes() + early.bytes();
+            self.gpu.set_aside(key, Kept { sampling, early }, bytes);
         }
         let mut warnings = self.model.warnings.clone();
         warnings.extend(self.gpu.save_pipelines().err().map(|e| e.to_string()));
@@ -233,6 +256,12 @@ impl Pipeline {
     }
 }
 
+/// What a picture leaves for the next one of its kind: the loop and the decoder, recorded, bound, and with their memory.
+struct Kept {
+    sampling: Sampling,
+    early: Early,
+}
+
 impl Drop for Pipeline {
     fn drop(&mut self) {
         self.gpu.free_idle();
@@ -240,6 +269,19 @@ impl Drop for Pipeline {
 }
 
 impl Pipeline {
+    /// All that [`Kept`] depends on: this model, and what shapes the recordings, but no number that is written anew.
+    fn kept_key(&self, request: &Request, job: &Job, text: &Text) -> String {
+        let Conditioning { prompts, tokens, width, .. } = text.conditioning;
+        format!(
+            "{} {:?} {:?} {:?} {:?}",
+            self.id,
+            (job.shape, job.passes, job.timesteps.len(), text.added.len()),
+            (&request.sampler, &request.scheduler, request.steps, request.denoise),
+            [prompts, tokens, width],
+            self.gpu.tuned(),
+        )
+    }
+
     /// The request with its sizes filled in.
     pub(crate) fn whole(&self, request: &Request) -> Result<Request> {
         request.check()?;
@@ -388,4 +430,125 @@ pub(crate) async fn submit_once(gpu: &Gpu, g: Graph, scalars: &Step, profile: Op
     let mut step = gpu.record(profile.is_some());
     step.run(&program, &[], &scalars, 0);
     step.submit(profile).await
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use pollster::block_on;
+
+    use super::*;
+    use crate::files::Files;
+    use crate::gpu::noop::NoopProfile;
+
+    fn pipeline(gpu: &Gpu) -> Pipeline {
+        let model = Checkpoint::open(&Files::Embedded(scumble_model::FILES).into()).expect("the embedded model");
+        block_on(Pipeline::load(gpu, model, LoadOptions::default())).expect("loaded")
+    }
+
+    fn job_of(pipeline: &Pipeline, request: &Request) -> (Request, Job, Text) {
+        let request = pipeline.whole(request).expect("a request");
+        let job = pipeline.job(&request).expect("a job");
+        let text = block_on(pipeline.text(&request, job.passes, None)).expect("a text");
+        (request, job, text)
+    }
+
+    fn small() -> Request {
+        Request { steps: 3, width: Some(64), height: Some(64), ..Default::default() }
+    }
+
+    fn with(change: impl FnOnce(&mut Request)) -> Request {
+        let mut request = small();
+        change(&mut request);
+        request
+    }
+
+    #[test]
+    fn loop_and_decoder_wait_for_pictures_of_their_kind() {
+        let gpu = block_on(Gpu::noop(&NoopProfile { memory: Some(8 << 30), ..NoopProfile::H200 })).expect("noop");
+        let [one, other] = [(); 2].map(|()| pipeline(&gpu));
+        let key = |request: &Request| {
+            let (request, job, text) = job_of(&one, request);
+            one.kept_key(&request, &job, &text)
+        };
+        let run = |pipeline: &Pipeline, request: &Request| {
+            block_on(pipeline.generate(request, &mut |_| ControlFlow::Continue(()))).expect("a run");
+        };
+        let waits = |key: &str| gpu.take::<Kept>(key).is_some();
+        let first = key(&small());
+        for same in [
+            with(|r| r.seed = 7),
+            with(|r| r.prompt = "a hen".into()),
+            with(|r| r.cfg = 3.0),
+            with(|r| r.sag_scale = 0.3),
+            with(|r| r.latents = Some(vec![0.5; 4 * 8 * 8])),
+        ] {
+            assert_eq!(key(&same), first, "{same:?}");
+        }
+        for another in [
+            with(|r| r.steps = 4),
+            with(|r| r.sag_scale = 0.0),
+            with(|r| (r.cfg, r.sag_scale) = (1.0, 0.0)),
+            with(|r| r.batch = 2),
+            with(|r| r.width = Some(128)),
+            with(|r| r.sampler = "heun".into()),
+            with(|r| r.scheduler = "karras".into()),
+            with(|r| r.negative_prompt = "(long) ".repeat(80)),
+        ] {
+            assert_ne!(key(&another), first, "{another:?}");
+            run(&one, &small());
+            run(&one, &another);
+            assert!(!waits(&first), "{another:?}");
+        }
+        run(&one, &small());
+        run(&one, &with(|r| r.seed = 7));
+        assert!(waits(&first) && !waits(&first), "it waits, once");
+        run(&other, &small());
+        assert!(!waits(&first), "another model's");
+        run(&one, &small());
+        run(&one, &with(|r| r.profile = true));
+        assert!(!waits(&first), "what is timed takes apart what waits");
+        run(&one, &small());
+        assert!(gpu.idle_bytes() > 0);
+        gpu.free_idle();
+        assert_eq!(gpu.idle_bytes(), 0);
+        run(&one, &small());
+        drop((one, other));
+        assert_eq!((gpu.memory_in_use().0, gpu.idle_bytes()), (0, 0), "nothing is left of them");
+    }
+
+    /// On this machine's device, where nothing is kept by itself if that is the processor.
+    #[test]
+    fn a_kept_loop_ends_in_the_same_latents() {
+        let gpu = block_on(Gpu::open(&Default::default())).expect("a GPU or a software device");
+        let pipeline = pipeline(&gpu);
+        let unet = block_on(pipeline.unet()).expect("loaded");
+        let other = with(|r| {
+            (r.prompt, r.negative_prompt) = ("a red fox in the snow".into(), "blurry".into());
+            (r.cfg, r.sag_scale, r.seed) = (4.0, 1.5, 9);
+        });
+        let [first, second] = [small(), other].map(|request| job_of(&pipeline, &request));
+        let given = Given::default();
+        let fresh = |(request, job, text): &(Request, Job, Text)| {
+            let unit = Generator::new(request.seed).randn(job.shape.iter().product());
+            let sampling = Sampling::new(&gpu, &unet, pipeline.dtype, job, text, &given, &unit, None);
+            block_on(sampling).expect("recorded")
+        };
+        let latents = |sampling: &mut Sampling, (request, job, _): &(Request, Job, Text)| {
+            let mut generator = Generator::new(request.seed);
+            let unit = generator.randn(job.shape.iter().product());
+            sampling.start(job, &given, &unit, pipeline.start_scale(job));
+            let observe = &mut |_: Progress| ControlFlow::Continue(());
+            block_on(async {
+                let running = sampling.run(job, &mut generator, None, observe, pin!(async {})).await?;
+                running.finish(observe).await?;
+                sampling.latents(job).await
+            })
+            .expect("a run")
+        };
+        let expected = latents(&mut fresh(&second), &second);
+        let mut kept = fresh(&first);
+        assert_ne!(latents(&mut kept, &first), expected);
+        block_on(kept.again(&unet, pipeline.dtype, &second.1, &second.2)).expect("again");
+        assert_eq!(latents(&mut kept, &second), expected);
+    }
 }

@@ -96,9 +96,11 @@ pub(crate) struct Sampling {
     scalars: Steps,
     coefficients: Steps,
     mask: Option<Buffer>,
+    prepared: Prepared,
 }
 
 /// What is computed once before the loop, in buffers that outlive it.
+#[derive(Clone)]
 struct Prepared {
     /// What every cross-attention knows of the prompts, and where.
     context: Vec<(ContextKv, Vec<Buffer>)>,
@@ -108,32 +110,54 @@ struct Prepared {
     times: (Buffer, [u32; 4]),
 }
 
+impl Prepared {
+    fn buffers(&self) -> impl Iterator<Item = &Buffer> {
+        self.context.iter().flat_map(|(_, buffers)| buffers).chain(&self.folded.1).chain([&self.times.0])
+    }
+}
+
 /// Text to keys and values; timesteps, and what SDXL adds to them, to time projections: submitted, and computed while the host records
-/// the loop.
-async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -> Result<Prepared> {
+/// the loop. Into the buffers of `known`, if there is one of the same shapes, whose weights stay folded.
+async fn prepare(
+    gpu: &Gpu,
+    unet: &UNet,
+    dtype: DType,
+    text: &Text,
+    job: &Job,
+    known: Option<Prepared>,
+) -> Result<Prepared> {
     let Conditioning { prompts, tokens, width, ref hidden, .. } = text.conditioning;
     let states = gpu.upload("hidden states", hidden).await?;
     let mut g = Graph::new(gpu, dtype);
     let x = g.bind("hidden states", &states, [prompts as u32, 1, tokens as u32, width as u32], DType::F32);
     let mut context = Vec::new();
+    let mut there = known.iter().flat_map(|known| &known.context).flat_map(|(_, buffers)| buffers);
     for kv in unet.context(&mut g, x) {
         let mut buffers = Vec::new();
         for tensor in kv.tensors() {
-            let buffer = gpu.scratch("context", tensor.bytes()).await?;
+            let buffer = match there.next() {
+                Some(buffer) => buffer.clone(),
+                None => gpu.scratch("context", tensor.bytes()).await?,
+            };
             g.keep(tensor, &buffer);
             buffers.push(buffer);
         }
         context.push((kv, buffers));
     }
     let [_, h, w, _] = job.dims();
-    let folded = unet.folded(&mut g, [h, w]);
-    let mut buffers = Vec::new();
-    for tensor in folded.tensors() {
-        let buffer = gpu.scratch("folded weights", tensor.bytes()).await?;
-        g.keep(tensor, &buffer);
-        buffers.push(buffer);
-    }
-    let folded = (folded, buffers);
+    let folded = match &known {
+        Some(known) => known.folded.clone(),
+        None => {
+            let folded = unet.folded(&mut g, [h, w]);
+            let mut buffers = Vec::new();
+            for tensor in folded.tensors() {
+                let buffer = gpu.scratch("folded weights", tensor.bytes()).await?;
+                g.keep(tensor, &buffer);
+                buffers.push(buffer);
+            }
+            (folded, buffers)
+        }
+    };
     submit_once(gpu, g, &Step::default(), None).await?;
     drop(states);
 
@@ -149,7 +173,10 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
         unet.added(&mut g, x)
     });
     let times = unet.times(&mut g, t, [job.timesteps.len() as u32, 1], added);
-    let buffer = gpu.storage("times", times.bytes()).await?;
+    let buffer = match &known {
+        Some(known) => known.times.0.clone(),
+        None => gpu.storage("times", times.bytes()).await?,
+    };
     g.keep(times, &buffer);
     submit_once(gpu, g, &Step::default(), None).await?;
     Ok(Prepared { context, folded, times: (buffer, times.dims) })
@@ -159,7 +186,7 @@ async fn prepare(gpu: &Gpu, unet: &UNet, dtype: DType, text: &Text, job: &Job) -
 struct Bound<'a> {
     unet: &'a UNet,
     job: &'a Job,
-    prepared: Prepared,
+    prepared: &'a Prepared,
     mask: Option<Buffer>,
     shown: Option<Buffer>,
     kept: Option<[Buffer; 3]>,
@@ -215,7 +242,7 @@ impl Sampling {
         unit: &[f32],
         tune: Option<&mut Observe<'_>>,
     ) -> Result<Sampling> {
-        let prepared = prepare(gpu, unet, dtype, text, job).await?;
+        let prepared = prepare(gpu, unet, dtype, text, job, None).await?;
         let dims = job.dims();
         let bytes = job.shape.iter().product::<usize>() as u64 * 4;
         let plan = job.recording.plan();
@@ -233,7 +260,7 @@ impl Sampling {
         };
         let kept = kept(gpu, job, given, unit).await?;
         let scalars = gpu.steps(&job.calls).await?;
-        let bound = Bound { unet, job, prepared, mask: mask.clone(), shown, kept };
+        let bound = Bound { unet, job, prepared: &prepared, mask: mask.clone(), shown, kept };
         if let Some(observe) = tune {
             let spare = gpu.storage("latent", bytes).await?;
             let arguments = [&latents[0], &spare];
@@ -252,8 +279,6 @@ impl Sampling {
             lincomb(&mut g, out, &inputs);
             lincombs.push((terms, Program::new(gpu, g).await?));
         }
-        let coefficients: Vec<[f32; MAX_TERMS]> =
-            job.recording.steps.iter().flatten().filter_map(coefficients).collect();
         Ok(Sampling {
             gpu: gpu.clone(),
             latents,
@@ -261,9 +286,27 @@ impl Sampling {
             denoise,
             lincombs,
             scalars,
-            coefficients: gpu.steps(&coefficients).await?,
+            coefficients: gpu.steps(&all_coefficients(job)).await?,
             mask,
+            prepared,
         })
+    }
+
+    /// The same loop for another picture: other prompts, scales and start, but a job of the same shapes and passes, sampler, steps and weights, and nothing
+    /// given.
+    pub async fn again(&mut self, unet: &UNet, dtype: DType, job: &Job, text: &Text) -> Result<()> {
+        self.prepared = prepare(&self.gpu, unet, dtype, text, job, Some(self.prepared.clone())).await?;
+        self.scalars.write(&job.calls);
+        self.coefficients.write(&all_coefficients(job));
+        Ok(())
+    }
+
+    /// Bytes of its buffers.
+    pub fn bytes(&self) -> u64 {
+        let buffers =
+            self.latents.iter().chain(&self.mask).chain(self.prepared.buffers()).map(Buffer::bytes).sum::<u64>();
+        let programs = self.lincombs.iter().map(|(_, program)| program).chain([&self.denoise]).map(Program::bytes);
+        buffers + programs.sum::<u64>() + self.scalars.bytes() + self.coefficients.bytes()
     }
 
     fn buffer(&self, latent: Latent) -> Buffer {
@@ -417,6 +460,11 @@ async fn kept(gpu: &Gpu, job: &Job, given: &Given, unit: &[f32]) -> Result<Optio
     let noise = gpu.upload("start noise", &to_nhwc(unit, job.shape)).await?;
     let (mask, picture) = (gpu.upload("mask", &floats).await?, gpu.upload("picture", picture).await?);
     Ok(Some([mask, picture, noise]))
+}
+
+/// Of all linear combinations, in order.
+fn all_coefficients(job: &Job) -> Vec<[f32; MAX_TERMS]> {
+    job.recording.steps.iter().flatten().filter_map(coefficients).collect()
 }
 
 fn coefficients(command: &Command) -> Option<[f32; MAX_TERMS]> {

@@ -90,19 +90,23 @@ fn the_planned_peak_is_the_peak_that_is_allocated() {
 #[test]
 fn the_decoder_gets_ready_beside_the_loop_where_there_is_room() {
     let request = Request { steps: 3, width: Some(384), height: Some(384), ..Default::default() };
-    let check = |memory: u64, early: bool| {
+    let check = |memory: u64, early: bool, keeps: bool| {
         let pipeline = pipeline(&NoopProfile { memory: Some(memory), ..NoopProfile::H200 });
         let foreseen = block_on(pipeline.foresee(&request)).expect("it fits");
-        assert_eq!(foreseen.early, early, "{memory} bytes");
-        // The second time, the forecast is remembered.
-        for _ in 0..2 {
+        assert_eq!((foreseen.early, foreseen.keeps), (early, keeps), "{memory} bytes");
+        // The second time, the forecast is remembered, and what was kept is used.
+        let peaks = [0; 2].map(|_| {
             let memory = run(&pipeline, &request).expect("a run").memory;
-            assert_eq!((memory.planned_peak, memory.peak), (foreseen.peak, foreseen.peak), "early: {early}");
-        }
+            assert_eq!(memory.planned_peak, foreseen.peak);
+            memory.peak
+        });
+        assert_eq!(peaks[0].max(peaks[1]), foreseen.peak, "early: {early}, keeps: {keeps}");
+        assert!(keeps || peaks[0] == peaks[1], "{peaks:?}");
         foreseen.peak
     };
-    let both = check(8 << 30, true);
-    assert!(check(both - 1, false) < both);
+    let kept = check(8 << 30, true, true);
+    let both = check(kept - 1, true, false);
+    assert!(both < kept && check(both - 1, false, false) < both);
 }
 
 #[test]
@@ -114,12 +118,16 @@ fn a_pictures_memory_waits_for_the_next_of_its_size() {
     let weights = gpu.memory_in_use().0;
     let idle = |width| {
         let made = run(&large, &request(width)).expect("a run");
-        assert_eq!((gpu.memory_in_use().0, made.memory.peak), (weights, made.memory.planned_peak), "{width}");
+        assert_eq!(gpu.memory_in_use().0, weights, "{width}");
+        assert!(made.memory.peak <= made.memory.planned_peak, "{width}: {:?}", made.memory);
         gpu.idle_bytes()
     };
     let first = idle(256);
     assert!(first > 16 << 20, "{first}");
-    assert_eq!(idle(256), first, "the same buffers again");
+    // What folded the weights is not needed any more.
+    let again = idle(256);
+    assert!(again <= first && first - again < 1 << 20, "{again} of {first}: the same buffers again");
+    assert_eq!(idle(256), again, "the same buffers again");
     // What the last picture did not use is free.
     let other = idle(128);
     assert!(0 < other && other < first, "{other} of {first}");

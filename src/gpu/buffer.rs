@@ -39,7 +39,32 @@ pub(super) struct Idle {
     picture: u64,
     bytes: u64,
     buffers: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
+    programs: Option<Waiting>,
 }
+
+/// Programs and their buffers that wait for the next picture of the same kind.
+struct Waiting {
+    /// What they are for.
+    key: String,
+    programs: Programs,
+    bytes: u64,
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+type Programs = Box<dyn std::any::Any + Send>;
+#[cfg(target_arch = "wasm32")]
+type Programs = Box<dyn std::any::Any>;
+
+/// What can wait in [`Gpu::set_aside`]: in a browser nothing can leave its thread, nor needs to.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) trait Keepable: std::any::Any + Send {}
+#[cfg(not(target_arch = "wasm32"))]
+impl<T: std::any::Any + Send> Keepable for T {}
+/// What can wait in [`Gpu::set_aside`].
+#[cfg(target_arch = "wasm32")]
+pub(crate) trait Keepable: std::any::Any {}
+#[cfg(target_arch = "wasm32")]
+impl<T: std::any::Any> Keepable for T {}
 
 impl Idle {
     /// Free those that were let go of before picture `since`.
@@ -196,14 +221,50 @@ impl Gpu {
         idle.free(picture);
     }
 
+    /// Let programs with `bytes` of buffers of their own wait for the next picture that asks for `key`; dropped, if with them all buffers take more than
+    /// half of the device's memory. They hold this device: [`Gpu::free_idle`] must be called before it is let go of.
+    pub(crate) fn set_aside(&self, key: String, programs: impl Keepable, bytes: u64) {
+        drop(self.take_aside());
+        let mut idle = lock(&self.inner.idle);
+        let all = self.memory_in_use().0 + idle.bytes;
+        if self.check_alive().is_err() || self.caps().memory.is_none_or(|memory| all > memory / 2) {
+            // Their buffers may wait, one by one.
+            drop(idle);
+            return drop(programs);
+        }
+        idle.programs = Some(Waiting { key, programs: Box::new(programs), bytes });
+        drop(idle);
+        self.count(-(bytes as i64));
+    }
+
+    /// The programs that wait, if they are for `key`.
+    pub(crate) fn take<T: Keepable>(&self, key: &str) -> Option<T> {
+        let waiting = self.take_aside().filter(|waiting| waiting.key == key)?;
+        waiting.programs.downcast().ok().map(|programs| *programs)
+    }
+
+    fn take_aside(&self) -> Option<Waiting> {
+        let waiting = lock(&self.inner.idle).programs.take()?;
+        self.count(waiting.bytes as i64);
+        Some(waiting)
+    }
+
+    /// Drop the programs that wait: their buffers wait by themselves then.
+    pub(crate) fn free_aside(&self) {
+        drop(self.take_aside());
+    }
+
     /// Free the memory that waits for the next picture of the same size, as PyTorch's `empty_cache` does.
     pub fn free_idle(&self) {
+        // Their buffers come here, too.
+        self.free_aside();
         lock(&self.inner.idle).free(u64::MAX);
     }
 
-    /// Bytes in scratch buffers that wait for the next picture of the same size.
+    /// Bytes in buffers that wait for the next picture of the same size.
     pub fn idle_bytes(&self) -> u64 {
-        lock(&self.inner.idle).bytes
+        let idle = lock(&self.inner.idle);
+        idle.bytes + idle.programs.as_ref().map_or(0, |waiting| waiting.bytes)
     }
 
     /// A storage buffer filled with `data`.

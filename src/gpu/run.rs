@@ -19,11 +19,7 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::storage`].
     pub async fn steps<T: bytemuck::NoUninit>(&self, slots: &[T]) -> Result<Steps> {
-        assert!(size_of::<T>() as u64 <= STEP_SLOT, "step scalars of {} bytes", size_of::<T>());
-        let mut bytes = vec![0u8; slots.len().max(1) * STEP_SLOT as usize];
-        for (slot, room) in slots.iter().zip(bytes.chunks_exact_mut(STEP_SLOT as usize)) {
-            room[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(slot));
-        }
+        let bytes = slot_bytes(slots);
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let buffer = self.create_buffer("step scalars", bytes.len() as u64, usage).await?;
         buffer.write(&bytes);
@@ -47,14 +43,35 @@ impl Gpu {
             layout: &layout,
             entries: &[wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) }],
         });
-        Ok(Steps { group, _buffer: buffer })
+        Ok(Steps { group, buffer })
     }
 }
 
 /// The scalars of all steps, bound with a dynamic offset.
 pub struct Steps {
     group: wgpu::BindGroup,
-    _buffer: Buffer,
+    buffer: Buffer,
+}
+
+impl Steps {
+    /// Others in their place, no more than there were; takes effect before the next submit.
+    pub fn write<T: bytemuck::NoUninit>(&self, slots: &[T]) {
+        self.buffer.write(&slot_bytes(slots));
+    }
+
+    /// Bytes in device memory.
+    pub fn bytes(&self) -> u64 {
+        self.buffer.bytes()
+    }
+}
+
+fn slot_bytes<T: bytemuck::NoUninit>(slots: &[T]) -> Vec<u8> {
+    assert!(size_of::<T>() as u64 <= STEP_SLOT, "step scalars of {} bytes", size_of::<T>());
+    let mut bytes = vec![0u8; slots.len().max(1) * STEP_SLOT as usize];
+    for (slot, room) in slots.iter().zip(bytes.chunks_exact_mut(STEP_SLOT as usize)) {
+        room[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(slot));
+    }
+    bytes
 }
 
 /// What one dispatch needs at encoding time.
@@ -199,6 +216,11 @@ impl Program {
     async fn bind(&mut self) -> Result<()> {
         let own: Vec<usize> = (0..self.ready.len()).filter(|&at| !self.has_arguments(&self.graph.nodes[at])).collect();
         self.bind_nodes(own, &[]).await
+    }
+
+    /// Bytes of its own buffers: slots and dims.
+    pub fn bytes(&self) -> u64 {
+        self.slots.iter().map(Buffer::bytes).sum::<u64>() + self.dims.bytes()
     }
 
     /// Bytes of the planned slots.
