@@ -29,8 +29,8 @@ fn area(width: u32, height: u32) -> usize {
 fn level(value: f32) -> u8 {
     let scaled = value.clamp(0.0, 1.0) * 255.0;
     // As `round`, which many processors have no instruction for.
-    let below = scaled as u8;
-    below + u8::from(scaled - f32::from(below) >= 0.5)
+    let below = scaled as i32;
+    (below + i32::from(scaled - below as f32 >= 0.5)) as u8
 }
 
 impl Image {
@@ -39,20 +39,20 @@ impl Image {
         Image { width, height, rgb: color.repeat(area(width, height)) }
     }
 
-    /// From the VAE's [height, width, stride] in -1 .. 1, red, green, blue first of each `stride` (3 or more) numbers.
+    /// From the VAE's [height, width, STRIDE] in -1 .. 1, red, green, blue first of each STRIDE (3 or more) numbers.
     ///
     /// # Errors
     /// [`Error::Invalid`] if a colour is not finite: a black picture is never made of it in silence.
-    pub fn from_nhwc(data: &[f32], width: u32, height: u32, stride: usize) -> Result<Image> {
-        assert_eq!(data.len(), area(width, height) * stride, "picture of {width} x {height}, {stride} numbers a pixel");
-        assert!(stride >= 3, "picture of {stride} numbers a pixel");
+    pub fn from_nhwc<const STRIDE: usize>(data: &[f32], width: u32, height: u32) -> Result<Image> {
+        assert_eq!(data.len(), area(width, height) * STRIDE, "picture of {width} x {height}, {STRIDE} numbers a pixel");
+        assert!(STRIDE >= 3, "picture of {STRIDE} numbers a pixel");
         let mut rgb = vec![0; area(width, height) * 3];
         let mut bad = 0;
-        for (to, from) in rgb.chunks_exact_mut(3).zip(data.chunks_exact(stride)) {
-            for (to, &value) in to.iter_mut().zip(from) {
-                bad += usize::from(!value.is_finite());
-                *to = level((value + 1.0) / 2.0);
-            }
+        for (to, from) in rgb.chunks_exact_mut(3).zip(data.as_chunks::<STRIDE>().0) {
+            // All of them, so that they are converted side by side.
+            let levels = from.map(|value| level((value + 1.0) / 2.0));
+            to.copy_from_slice(&levels[..3]);
+            bad += from[..3].iter().map(|value| u32::from(!value.is_finite())).sum::<u32>();
         }
         if bad > 0 {
             let found = format!("{bad} of {} that are NaN or infinite", area(width, height) * 3);
@@ -202,17 +202,18 @@ mod tests {
 
     #[test]
     fn numbers_become_levels() {
-        let image = Image::from_nhwc(&[-1.0, 0.0, 1.0, f32::NAN, -2.0, 2.0, 0.5, 9.0], 2, 1, 4).expect("finite");
+        let image = Image::from_nhwc::<4>(&[-1.0, 0.0, 1.0, f32::NAN, -2.0, 2.0, 0.5, 9.0], 2, 1).expect("finite");
         assert_eq!(image.rgb, [0, 128, 255, 0, 255, 191]);
         let every: Vec<f32> = (0..=255).map(|n| n as f32 / 127.5 - 1.0).flat_map(|v| [v; 3]).collect();
-        let image = Image::from_nhwc(&every, 256, 1, 3).expect("finite");
+        let image = Image::from_nhwc::<3>(&every, 256, 1).expect("finite");
         assert_eq!(image.rgb, (0..=255).flat_map(|n| [n; 3]).collect::<Vec<u8>>());
     }
 
     #[test]
     fn a_picture_that_is_not_finite_is_an_error() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let error = Image::from_nhwc(&[0.0, 0.0, 0.0, 0.0, bad, 0.0], 2, 1, 3).expect_err("not finite").to_string();
+            let error =
+                Image::from_nhwc::<3>(&[0.0, 0.0, 0.0, 0.0, bad, 0.0], 2, 1).expect_err("not finite").to_string();
             assert!(error.contains("--precision f32") && error.ends_with("1 of 6 that are NaN or infinite"), "{error}");
         }
     }

@@ -108,22 +108,23 @@ pub(crate) async fn decode(
     };
     let mut images = Vec::new();
     for (i, latent) in latents.chunks_exact((h * w * c) as usize).enumerate() {
-        let picture = match (&mut whole, tiling) {
+        images.push(match (&mut whole, tiling) {
             (Some(Early { whole, begun }), _) => {
                 if !std::mem::take(begun) {
                     whole.latent.write(latent);
                     whole.submit(gpu, profile.as_deref_mut()).await?;
                 }
                 meanwhile();
-                whole.read().await?
+                whole.image().await?
             }
             (None, tiling) => {
                 let scaled = latent.iter().map(|v| v / config.scaling_factor).collect();
                 let z = Plane { h, w, c, data: scaled };
-                decode_tiled(gpu, decoder, &z, tiling.unwrap_or(Tiling { whole: 0, tile: 512, held: false })).await?
+                let tiling = tiling.unwrap_or(Tiling { whole: 0, tile: 512, held: false });
+                let picture = decode_tiled(gpu, decoder, &z, tiling).await?;
+                Image::from_nhwc::<4>(&picture.data, picture.w, picture.h)?
             }
-        };
-        images.push(Image::from_nhwc(&picture.data, picture.w, picture.h, 4)?);
+        });
         if observe(Progress::Decoded { done: i as u32 + 1, batch }).is_break() {
             return Err(Error::Cancelled);
         }
@@ -190,9 +191,9 @@ impl Whole {
         step.submit(profile).await
     }
 
-    async fn read(&self) -> Result<Plane> {
-        let data = self.pixels.read(self.picture.len() as usize).await?;
-        Ok(Plane { h: self.picture.height(), w: self.picture.width(), c: self.picture.channels(), data })
+    async fn image(&self) -> Result<Image> {
+        let (h, w) = (self.picture.height(), self.picture.width());
+        self.pixels.read_with(self.picture.len() as usize, |data| Image::from_nhwc::<4>(data, w, h)).await?
     }
 }
 
