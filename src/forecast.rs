@@ -151,7 +151,7 @@ impl Pipeline {
     }
 
     /// Tokens of the context, all prompts of one length.
-    fn count_tokens(&self, request: &Request, job: &Job) -> Result<u32> {
+    pub(crate) fn count_tokens(&self, request: &Request, job: &Job) -> Result<u32> {
         let text = &self.model.texts()?[0];
         let prompts = job.passes.of_prompts(&request.negative_prompt, &request.prompt);
         let chunks = chunked(&text.tokenizer, &self.embeddings, &prompts, request.prompt_style)?;

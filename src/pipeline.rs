@@ -123,6 +123,9 @@ impl Pipeline {
         let request = self.whole(request)?;
         let job = self.job(&request)?;
         let forecast = self.forecast(&request, &job, true).await?;
+        let key = self.kept_key(&request, &job)?;
+        // Another's is no use, and in the way.
+        self.gpu.free_aside(forecast.keeps.then_some(&key));
         self.gpu.reset_peak();
         self.gpu.begin_picture();
         let mut profile = request.profile.then(Profile::default);
@@ -152,16 +155,12 @@ impl Pipeline {
         let unet = self.unet().await?;
         let mut tuned = |done, trials| observe(Progress::Tuned { done, trials });
         let tune = request.autotune.then_some(&mut tuned as &mut Observe<'_>);
-        let key = self.kept_key(&request, &job, &text);
-        let kept = if forecast.keeps { self.gpu.take::<Kept>(&key) } else { None };
-        let (mut sampling, mut early) = match kept {
+        let (mut sampling, mut early) = match self.gpu.take::<Kept>(&key) {
             Some(Kept { mut sampling, early }) => {
                 sampling.again(&unet, self.dtype, &job, &text).await?;
                 (sampling, Some(early))
             }
             None => {
-                // Another's is no use, and in the way.
-                self.gpu.free_aside();
                 let new = Sampling::new(&self.gpu, &unet, self.dtype, &job, &text, &given, &unit, tune).await?;
                 (new, None)
             }
@@ -270,16 +269,15 @@ impl Drop for Pipeline {
 
 impl Pipeline {
     /// All that [`Kept`] depends on: this model, and what shapes the recordings, but no number that is written anew.
-    fn kept_key(&self, request: &Request, job: &Job, text: &Text) -> String {
-        let Conditioning { prompts, tokens, width, .. } = text.conditioning;
-        format!(
-            "{} {:?} {:?} {:?} {:?}",
+    fn kept_key(&self, request: &Request, job: &Job) -> Result<String> {
+        Ok(format!(
+            "{} {:?} {:?} {} {}",
             self.id,
-            (job.shape, job.passes, job.timesteps.len(), text.added.len()),
+            (job.shape, job.passes, job.timesteps.len()),
             (&request.sampler, &request.scheduler, request.steps, request.denoise),
-            [prompts, tokens, width],
+            self.count_tokens(request, job)?,
             self.gpu.tuned(),
-        )
+        ))
     }
 
     /// The request with its sizes filled in.
@@ -467,8 +465,8 @@ mod tests {
         let gpu = block_on(Gpu::noop(&NoopProfile { memory: Some(8 << 30), ..NoopProfile::H200 })).expect("noop");
         let [one, other] = [(); 2].map(|()| pipeline(&gpu));
         let key = |request: &Request| {
-            let (request, job, text) = job_of(&one, request);
-            one.kept_key(&request, &job, &text)
+            let (request, job, _) = job_of(&one, request);
+            one.kept_key(&request, &job).expect("a key")
         };
         let run = |pipeline: &Pipeline, request: &Request| {
             block_on(pipeline.generate(request, &mut |_| ControlFlow::Continue(()))).expect("a run");

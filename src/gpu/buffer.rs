@@ -234,7 +234,7 @@ impl Gpu {
     /// Let programs with `bytes` of buffers of their own wait for the next picture that asks for `key`; dropped, if with them all buffers take more than
     /// half of the device's memory. They hold this device: [`Gpu::free_idle`] must be called before it is let go of.
     pub(crate) fn set_aside(&self, key: String, programs: impl Keepable, bytes: u64) {
-        drop(self.take_aside());
+        self.free_aside(None);
         let mut idle = lock(&self.inner.idle);
         let all = self.memory_in_use().0 + idle.bytes;
         if self.check_alive().is_err() || self.caps().memory.is_none_or(|memory| all > memory / 2) {
@@ -249,25 +249,24 @@ impl Gpu {
 
     /// The programs that wait, if they are for `key`.
     pub(crate) fn take<T: Keepable>(&self, key: &str) -> Option<T> {
-        let waiting = self.take_aside().filter(|waiting| waiting.key == key)?;
+        let waiting = lock(&self.inner.idle).programs.take_if(|waiting| waiting.key == key)?;
+        self.count(waiting.bytes as i64);
         waiting.programs.downcast().ok().map(|programs| *programs)
     }
 
-    fn take_aside(&self) -> Option<Waiting> {
-        let waiting = lock(&self.inner.idle).programs.take()?;
-        self.count(waiting.bytes as i64);
-        Some(waiting)
-    }
-
-    /// Drop the programs that wait: their buffers wait by themselves then.
-    pub(crate) fn free_aside(&self) {
-        drop(self.take_aside());
+    /// Drop the programs that wait, unless they wait for `key`: their buffers wait by themselves then.
+    pub(crate) fn free_aside(&self, key: Option<&str>) {
+        let other = |waiting: &mut Waiting| key != Some(&waiting.key);
+        let waiting = lock(&self.inner.idle).programs.take_if(other);
+        if let Some(waiting) = &waiting {
+            self.recount(waiting.bytes);
+        }
     }
 
     /// Free the memory that waits for the next picture of the same size, as PyTorch's `empty_cache` does.
     pub fn free_idle(&self) {
         // Their buffers come here, too.
-        self.free_aside();
+        self.free_aside(None);
         lock(&self.inner.idle).free(u64::MAX);
     }
 

@@ -268,6 +268,11 @@ impl Gpu {
         self.inner.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
     }
 
+    /// Count bytes that are about to be let go of: no peak is made of them.
+    pub(super) fn recount(&self, bytes: u64) {
+        lock(&self.inner.live_bytes).now += bytes;
+    }
+
     pub(super) fn count(&self, bytes: i64) {
         let mut live = lock(&self.inner.live_bytes);
         live.now = live.now.saturating_add_signed(bytes);
