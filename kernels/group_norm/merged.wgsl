@@ -7,7 +7,7 @@ alias out4 = vec4<f32>;
 const TWO_SOURCES: bool = false;
 const SILU: bool = false;
 const THREADS: u32 = 256u;
-const TOGETHER: u32 = 4u;       // pixels of a thread
+const TOGETHER: u32 = 4u;       // pixels of a thread, or tiles
 const TO_TILES: u32 = 0u;        // pixels of such a tile
 const MOST: u32 = 512u;         // statistics of a span: chunks of all its groups
 
@@ -62,18 +62,19 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     let column = local % dims.span4;
     let line = local / dims.span4;
     let c4 = wid.x * dims.span4 + column;
-    //: if TO_TILES < 1
     let first = wid.y * lines * TOGETHER + line;
+    //: if TO_TILES < 1
     //: for i in 0..TOGETHER
     let v_$i = load(image + min(first + $iu * lines, dims.pixels - 1u), c4);
     //: end
     //: end
     //: if 0 < TO_TILES
-    let tile = wid.y * lines + line;
     let tiles = dims.pixels / TO_TILES;
+    //: for k in 0..TOGETHER
     //: for i in 0..TO_TILES * TO_TILES
-    let place_$i = input_of(min(tile, tiles - 1u), $iu, TO_TILES, dims.pixels / dims.wide);
-    let v_$i = load(image + place_$i.pixel, c4);
+    let place_$k_$i = input_of(min(first + $ku * lines, tiles - 1u), $iu, TO_TILES, dims.pixels / dims.wide);
+    let v_$k_$i = load(image + place_$k_$i.pixel, c4);
+    //: end
     //: end
     //: end
     let weight = gamma[c4];
@@ -106,13 +107,16 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: end
     //: end
     //: if 0 < TO_TILES
-    if (tile >= tiles) { return; }
-    var d = array<vec4<f32>, TO_TILES * TO_TILES>();
-    //: for i in 0..TO_TILES * TO_TILES
-    d[$i] = vec4<f32>(v_$i) * scale + shift;
-    if (SILU) { d[$i] = d[$i] / (1.0 + exp(-d[$i])); }
-    if (!place_$i.inside) { d[$i] = vec4<f32>(0.0); }
+    //: for k in 0..TOGETHER
+    if (first + $ku * lines < tiles) {
+        var d = array<vec4<f32>, TO_TILES * TO_TILES>();
+        //: for i in 0..TO_TILES * TO_TILES
+        d[$i] = vec4<f32>(v_$k_$i) * scale + shift;
+        if (SILU) { d[$i] = d[$i] / (1.0 + exp(-d[$i])); }
+        if (!place_$k_$i.inside) { d[$i] = vec4<f32>(0.0); }
+        //: end
+        store_transformed(d, (image / TO_TILES + first + $ku * lines) * c4s + c4, grid.z * tiles * c4s);
+    }
     //: end
-    store_transformed(d, (image / TO_TILES + tile) * c4s + c4, grid.z * tiles * c4s);
     //: end
 }

@@ -58,7 +58,7 @@ pub static VARIANTS: &[Variant<Whole>] = &[
         needs: |caps| !caps.is_cpu() && caps.invocations >= THREADS,
         fits: |d| d.own && d.spans() && chunks(d).1 <= MOST_CHUNKS,
         grid: |d| {
-            let each = if d.to_tiles > 0 { d.to_tiles } else { together(d) };
+            let each = together(d) * d.to_tiles.max(1);
             [d.c4 / d.wide4(), d.pixels.div_ceil(lines(d) * each), d.batch]
         },
     },
@@ -118,7 +118,8 @@ impl Whole {
 
 /// Threads of a workgroup that has all pixels of a span, and how many each has.
 fn one_chunk(d: &Whole) -> (u32, u32) {
-    let most = d.threads.min(MOST_THREADS);
+    // Sixteen inputs or products in registers leave no room for more threads.
+    let most = d.threads.min(if d.tiled.max(d.to_tiles) > 2 { MOST_THREADS / 2 } else { MOST_THREADS });
     let each = |threads: u32| d.each(threads / d.span4);
     let mut threads = THREADS;
     while each(threads) > 4 && 2 * threads <= most {
@@ -145,9 +146,14 @@ fn chunks(d: &Whole) -> (u32, u32) {
     (each, d.pixels.div_ceil(each * lines(d)))
 }
 
-/// Pixels of a thread that norms them.
+/// Pixels of a thread that norms them, or tiles.
 fn together(d: &Whole) -> u32 {
-    doubled(d).min(APPLIED)
+    match d.to_tiles {
+        0 => doubled(d).min(APPLIED),
+        // Its inputs are under way together.
+        2 => doubled(d).min(2),
+        _ => 1,
+    }
 }
 
 /// What the table of merges looks at.

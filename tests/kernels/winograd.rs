@@ -101,6 +101,17 @@ fn convolutions_after_norms() {
     });
 }
 
+/// Enough pixels for threads with several tiles.
+#[test]
+fn a_large_picture() {
+    for tiles in ["f2x2", "f2"] {
+        together(&[("winograd", tiles), ("group_norm", "chunks"), ("conv2d", "tile")], |place| {
+            let case = Case { size: [1, 130, 132], out: 8, then: Some(0), ..BASE };
+            place.activations().for_each(|dtype| check_case(place, dtype, case));
+        });
+    }
+}
+
 /// Its products, and shares of them, with every epilogue; with a second source, chunks and lines that do not divide the pixels.
 #[test]
 fn norms_end_convolutions() {
