@@ -36,6 +36,8 @@ pub struct Forecast {
     pub early: bool,
     /// .. and do both wait for the next picture, if the device has the room then?
     pub keeps: bool,
+    /// Is memory short, so that no weights are transformed to save time?
+    pub frugal: bool,
 }
 
 /// Bytes of the sampler's loop and of what comes before it.
@@ -127,7 +129,17 @@ impl Pipeline {
 
         let text = self.forecast_text(request, [job.passes.prompts(), tokens], &what, graphs)?;
         let (encode, encode_tiling) = self.forecast_encode(request, job, &what).await?;
-        let LoopBytes { before, sample, readback, again } = self.forecast_sample(job, tokens, &what, graphs)?;
+        // Who holds one part at a time wants it small.
+        let mut frugal = !self.is_resident();
+        let recorded = graphs.len();
+        let mut looped = self.forecast_sample(job, tokens, frugal, &what, graphs)?;
+        let most = looped.before.max(looped.sample + looped.readback);
+        if !frugal && self.gpu.check_memory(&what, most, HINT).is_err() {
+            graphs.truncate(recorded);
+            frugal = true;
+            looped = self.forecast_sample(job, tokens, frugal, &what, graphs)?;
+        }
+        let LoopBytes { before, sample, readback, again } = looped;
         let decode = self.forecast_decode(request, job, beside(m.decoder), &what)?;
         let beside_loop = sample + readback + decode.ready;
         // A software device is busy itself, and what an unknown device has to spare nobody knows.
@@ -147,7 +159,19 @@ impl Pipeline {
         self.gpu.check_memory(&what, most, HINT)?;
         let peak = self.gpu.memory_in_use().0 + most;
         let (decode, decode_tiling) = (decode.bytes, decode.tiling);
-        Ok(Forecast { model: m, text, encode, sample, decode, peak, encode_tiling, decode_tiling, early, keeps })
+        Ok(Forecast {
+            model: m,
+            text,
+            encode,
+            sample,
+            decode,
+            peak,
+            encode_tiling,
+            decode_tiling,
+            early,
+            keeps,
+            frugal,
+        })
     }
 
     /// Tokens of the context, all prompts of one length.
@@ -206,7 +230,14 @@ impl Pipeline {
     }
 
     /// Bytes before the loop, and in it.
-    fn forecast_sample(&self, job: &Job, tokens: u32, what: &str, graphs: &mut Vec<Graph>) -> Result<LoopBytes> {
+    fn forecast_sample(
+        &self,
+        job: &Job,
+        tokens: u32,
+        frugal: bool,
+        what: &str,
+        graphs: &mut Vec<Graph>,
+    ) -> Result<LoopBytes> {
         let gpu = &self.gpu;
         let alignment = gpu.caps().uniform_alignment;
         let unet = &self.planned.unet;
@@ -220,6 +251,7 @@ impl Pipeline {
         let states = bytes(hidden.bytes()) + SCALARS;
         let again = g.planned_bytes(alignment) + states;
         let [_, h, w, _] = job.dims();
+        g.frugal = frugal;
         let folded = unet.folded(&mut g, [h, w]);
         folded.tensors().iter().for_each(|t| g.keep_argument(*t));
         gpu.check_graph(what, &g)?;

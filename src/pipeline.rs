@@ -121,8 +121,9 @@ impl Pipeline {
         let begin = Instant::now();
         let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
         let request = self.whole(request)?;
-        let job = self.job(&request)?;
+        let mut job = self.job(&request)?;
         let forecast = self.forecast(&request, &job, true).await?;
+        job.frugal = forecast.frugal;
         let key = self.kept_key(&request, &job)?;
         // Another's is no use, and in the way.
         self.gpu.free_aside(forecast.keeps.then_some(&key));
@@ -273,7 +274,7 @@ impl Pipeline {
         Ok(format!(
             "{} {:?} {:?} {} {}",
             self.id,
-            (job.shape, job.passes, job.timesteps.len()),
+            (job.shape, job.passes, job.timesteps.len(), job.frugal),
             (&request.sampler, &request.scheduler, request.steps, request.denoise),
             self.count_tokens(request, job)?,
             self.gpu.tuned(),
@@ -316,7 +317,9 @@ impl Pipeline {
         let passes = Passes::of(request.cfg, request.sag_scale);
         let sees_masks = self.model.unet.config.in_channels == 9;
         let masked = request.init.as_ref().is_some_and(|init| init.mask.is_some()) && !sees_masks;
-        Ok(Job { shape, passes, sigmas, recording, calls, timesteps, sees_masks, masked })
+        // Until the forecast says so.
+        let frugal = false;
+        Ok(Job { shape, passes, sigmas, recording, calls, timesteps, sees_masks, masked, frugal })
     }
 
     /// What the start noise is multiplied by.

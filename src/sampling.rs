@@ -34,6 +34,8 @@ pub(crate) struct Job {
     pub sees_masks: bool,
     /// What is outside a mask is put back at every step.
     pub masked: bool,
+    /// Memory is short: see [`Graph::frugal`].
+    pub frugal: bool,
 }
 
 /// The picture to start from.
@@ -145,6 +147,7 @@ async fn prepare(
         context.push((kv, buffers));
     }
     let [_, h, w, _] = job.dims();
+    g.frugal = job.frugal;
     let folded = match &known {
         Some(known) => known.folded.clone(),
         None => {

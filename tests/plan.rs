@@ -109,6 +109,27 @@ fn the_decoder_gets_ready_beside_the_loop_where_there_is_room() {
     assert!(both < kept && check(both - 1, false, false) < both);
 }
 
+/// Transformed weights go before a picture does not fit.
+#[test]
+fn what_saves_time_gives_way_to_memory() {
+    // Many small pictures: the loop is what needs most.
+    let request = Request { steps: 2, batch: 16, ..Default::default() };
+    let variants = &[("winograd", "estimated")];
+    let with = |memory| pipeline(&NoopProfile { memory: Some(memory), variants, ..NoopProfile::H200 });
+    let (mut memory, mut seen) = (8 << 30, Vec::new());
+    for _ in 0..5 {
+        let foreseen = block_on(with(memory).foresee(&request)).expect("it fits in some way");
+        seen.push((foreseen.frugal, foreseen.peak, memory));
+        memory = foreseen.peak - 1;
+    }
+    let ways: Vec<bool> = seen.iter().map(|(frugal, ..)| *frugal).collect();
+    assert!(!ways[0] && ways.is_sorted() && ways[ways.len() - 1], "{seen:?}");
+    for &(_, peak, memory) in &seen {
+        let memory = run(&with(memory), &request).expect("a run").memory;
+        assert_eq!((memory.planned_peak, memory.peak <= peak), (peak, true), "{memory:?}");
+    }
+}
+
 #[test]
 fn a_pictures_memory_waits_for_the_next_of_its_size() {
     let profile = |memory| NoopProfile { memory, ..NoopProfile::H200 };

@@ -62,8 +62,8 @@ pub async fn step(pipeline: &Pipeline, request: &Request, passes: Passes, batch:
     };
     let request = Request { cfg, sag_scale, batch, steps: STEPS as u32, ..request.clone() };
     let request = pipeline.whole(&request)?;
-    let job = pipeline.job(&request)?;
-    pipeline.forecast(&request, &job, true).await?;
+    let mut job = pipeline.job(&request)?;
+    job.frugal = pipeline.forecast(&request, &job, true).await?.frugal;
     let text = pipeline.text(&request, job.passes, None).await?;
     let unit = Generator::new(request.seed).randn(job.shape.iter().product());
     let given = Given::default();

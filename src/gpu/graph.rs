@@ -156,6 +156,8 @@ pub struct Graph {
     pub trial: Option<usize>,
     /// Where group norms take their statistics from; a picture in tiles shares them.
     pub statistics: Statistics,
+    /// Memory is short: nothing larger than the weights is made of them to save time.
+    pub frugal: bool,
 }
 
 /// Statistics of group norms.
@@ -208,6 +210,7 @@ impl Graph {
             picks: Vec::new(),
             trial: None,
             statistics,
+            frugal: false,
         }
     }
 

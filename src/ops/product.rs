@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::row_sums::RowSums;
-use super::tiles::{Cut, Layout, Method, Shape, Tile, count, cuts, tiles};
+use super::tiles::{Cut, Layout, Method, Shape, Tile, count, cuts, tiles, time};
 use super::{Activation, BIAS, Epilogue, ONE_A_TILE, Param, SEVERAL, Variant, candidates, source, vec4_of, weight_lib};
 use crate::gpu::Caps;
 use crate::gpu::graph::{DType, Graph, Node, Tensor, linear_grid};
@@ -116,6 +116,11 @@ pub(crate) fn pick_cut(g: &mut Graph, op: &str, shape: &Shape, form: &str, metho
     }
     let names = cuts.iter().map(|(_, name)| name.clone()).collect();
     Some(cuts[g.pick(key_of(op, form, shape), names)].0)
+}
+
+/// What a product should take at least, in nanoseconds on an H200; none where tiles of this method do not take it.
+pub(crate) fn estimate(g: &Graph, shape: &Shape, method: Method) -> Option<u64> {
+    cuts_of(g, shape, method, Layout::Rows, MOST_SHARES).first().map(|(cut, _)| time(shape, cut))
 }
 
 fn key_of(op: &str, form: &str, shape: &Shape) -> String {

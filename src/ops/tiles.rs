@@ -223,35 +223,37 @@ impl std::fmt::Display for Cut {
     }
 }
 
+/// What a product cut so should take, in nanoseconds.
+pub(crate) fn time(shape: &Shape, Cut { tile, shares }: &Cut) -> u64 {
+    let groups = count(tile, shape) * u64::from(shape.slices) * u64::from(*shares);
+    let steps = u64::from((shape.k / tile.bk).div_ceil(*shares));
+    let units = u64::from(UNITS);
+    let (rounds, step) = match tile.beside {
+        0 => (groups.div_ceil(units), tile.alone),
+        beside if groups > units => (groups.div_ceil(2 * units), beside),
+        _ => (1, tile.alone),
+    };
+    // Start and end of a tile: the first loads, and the traffic of what is stored. Of two, one works meanwhile.
+    let ends = 2500 + u64::from(tile.bm * tile.bn) / 10;
+    // The reduction: its dispatch, and its traffic, through the cache for the most part, at 7.4 TB/s.
+    let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 / 7400;
+    let reduction = match (shares, shape.apart) {
+        (_, true) => share * u64::from(shares - 1),
+        (1, false) => 0,
+        _ => 2900 + share * u64::from(*shares),
+    };
+    rounds * (steps * u64::from(step) + ends) + reduction
+}
+
 /// The ways to cut a product into up to `most` shares, the one that should be fastest first.
 pub(crate) fn cuts(shape: &Shape, caps: &Caps, method: Method, layout: Layout, most: u32) -> Vec<Cut> {
-    let time = |tile: &Tile, splits: u32| -> u64 {
-        let groups = count(tile, shape) * u64::from(shape.slices) * u64::from(splits);
-        let steps = u64::from((shape.k / tile.bk).div_ceil(splits));
-        let units = u64::from(UNITS);
-        let (rounds, step) = match tile.beside {
-            0 => (groups.div_ceil(units), tile.alone),
-            beside if groups > units => (groups.div_ceil(2 * units), beside),
-            _ => (1, tile.alone),
-        };
-        // Start and end of a tile: the first loads, and the traffic of what is stored. Of two, one works meanwhile.
-        let ends = 2500 + u64::from(tile.bm * tile.bn) / 10;
-        // The reduction: its dispatch, and its traffic, through the cache for the most part, at 7.4 TB/s.
-        let share = u64::from(shape.m * shape.slices) * u64::from(shape.n) * 8 / 7400;
-        let reduction = match (splits, shape.apart) {
-            (_, true) => share * u64::from(splits - 1),
-            (1, false) => 0,
-            _ => 2900 + share * u64::from(splits),
-        };
-        rounds * (steps * u64::from(step) + ends) + reduction
-    };
     let splits = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32];
     let all =
         tiles(caps, method, layout, shape.depth).flat_map(|tile| splits.map(|shares| Cut { tile: *tile, shares }));
     let enough = |cut: &Cut| cut.shares == 1 || (cut.shares <= most && shape.k / cut.tile.bk / cut.shares >= 4);
     let mut cuts: Vec<Cut> = all.filter(|cut| count(&cut.tile, shape) <= 65_535).filter(enough).collect();
     cuts.retain(|cut| shape.takes(&cut.tile, cut.shares));
-    cuts.sort_by_key(|cut| time(&cut.tile, cut.shares));
+    cuts.sort_by_key(|cut| time(shape, cut));
     cuts
 }
 

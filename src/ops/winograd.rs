@@ -16,9 +16,14 @@ static OUTPUT: Source =
 /// Where tiles lie.
 pub(crate) static TILES: Source = source!("lib/winograd.wgsl");
 
-/// None of the convolutions, or those after norms in tiles of 2x2 or of two pixels. That is not timed on a card yet: it is taken only where it is asked for, by
-/// name.
-pub static VARIANTS: &[Row] = &[("none", |_| true), ("f2x2", |caps| !caps.is_cpu()), ("f2", |caps| !caps.is_cpu())];
+/// What convolutions after norms run in: none in tiles, each in what should be fastest, all in tiles of 2x2, all in tiles of two pixels. That is not timed on a card yet: it is
+/// taken only where it is asked for, by name.
+pub static VARIANTS: &[Row] = &[
+    ("none", |_| true),
+    ("estimated", |caps| !caps.is_cpu()),
+    ("f2x2", |caps| !caps.is_cpu()),
+    ("f2", |caps| !caps.is_cpu()),
+];
 
 /// Pixels whose outputs are computed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,18 +107,22 @@ fn multiplied_by(g: &Graph, shape: &Shape, weights: DType) -> Option<Method> {
 pub fn fold(g: &mut Graph, layer: &Conv, size: [u32; 2]) -> Option<Transformed> {
     let [_, _, k, n] = layer.weight.dims;
     let c = k / 9;
-    let tiles = match g.forced_variant("winograd") {
-        Some("f2x2") => Tiles::Square,
-        Some("f2") => Tiles::Pair,
-        _ => return None,
-    };
     // Packed weights are not transformed, and a tile's norms are not its own.
-    let takes = layer.kernel == 3 && layer.weight.dtype != DType::Packed && matches!(g.statistics, Statistics::Own);
-    if !(takes && tiles.cover(size)) {
+    let own = matches!(g.statistics, Statistics::Own);
+    if layer.kernel != 3 || layer.weight.dtype == DType::Packed || !own || g.frugal {
         return None;
     }
     // A sum of f16 weights is no f16: where all else is f32 it stays exact.
     let dtype = if g.operands == DType::F32 { DType::F32 } else { layer.weight.dtype };
+    let tiles = match g.forced_variant("winograd") {
+        Some("f2x2") => Tiles::Square,
+        Some("f2") => Tiles::Pair,
+        Some("estimated") => fastest(g, size, [c, n], dtype)?,
+        _ => return None,
+    };
+    if !(tiles.cover(size) && room(g, tiles, [1, size[0], size[1]], [c, n])) {
+        return None;
+    }
     // As many rows as make a tile: how many there are is not known yet.
     multiplied_by(g, &shape(tiles, (size[0] * size[1]).max(256), [c, n]), dtype)?;
     let weight = layer.weight.bind(g);
@@ -140,13 +149,53 @@ pub fn fold(g: &mut Graph, layer: &Conv, size: [u32; 2]) -> Option<Transformed> 
     Some(Transformed { weight: folded, tiles })
 }
 
-/// Can the transforms of images of [B, H, W], and their products by these weights, be bound?
+/// The tiles that should be fastest for pictures of [h, w] and [C, C_out] channels, none if that is the direct convolution. Estimated for two pictures, cond's and
+/// uncond's: weights are transformed once for all batches.
+fn fastest(g: &Graph, [h, w]: [u32; 2], [c, n]: [u32; 2], weights: DType) -> Option<Tiles> {
+    let pixels = 2 * h * w;
+    if h * w < LEAST {
+        return None;
+    }
+    let direct = Shape { m: pixels, n, k: 9 * c, slices: 1, depth: c, whole: 0, apart: false };
+    let method = multiplied_by(g, &direct, weights)?;
+    let time = |tiles: Tiles| {
+        let shape = shape(tiles, pixels, [c, n]);
+        // Beside the direct one's: transforms for pixels, written and read, and products in f32. Through the cache while they fit there.
+        let more = u64::from(tiles.products() / tiles.pixels() - 1) * u64::from(pixels * c) * g.operands.bytes()
+            + u64::from(tiles.products() / tiles.pixels()) * u64::from(pixels * n) * 4;
+        let rate = if more > CACHED { 4200 } else { 7400 };
+        (multiplied_by(g, &shape, weights) == Some(method)).then_some(())?;
+        Some(product::estimate(g, &shape, method)? + 2 * more / rate)
+    };
+    let square = time(Tiles::Square).filter(|_| Tiles::Square.cover([h, w])).map(|time| (time, Tiles::Square));
+    let pair = time(Tiles::Pair).filter(|_| Tiles::Pair.cover([h, w])).map(|time| (time, Tiles::Pair));
+    let best = square.into_iter().chain(pair).min_by_key(|(time, _)| *time)?;
+    let direct = product::estimate(g, &direct, method)?;
+    (best.0 < direct).then_some(best.1)
+}
+
+/// Bytes that stay in a large GPU's cache from one dispatch to the next.
+const CACHED: u64 = 40 << 20;
+/// Pixels of an image of which more are to be had than weights: of fewer, the weights are what is read, and there are 12 or 16 for 9.
+const LEAST: u32 = 256;
+
+/// Bytes that any device has for transforms and products of a convolution; large ones have more.
+const FEW: u64 = 256 << 20;
+
+/// Can the transforms of images of [B, H, W], and their products by these weights, be bound, and are they few for the device?
 pub fn fits(g: &Graph, size: [u32; 3], weights: &Transformed) -> bool {
     let [_, _, c, n] = weights.weight.dims;
+    room(g, weights.tiles, size, [c, n])
+}
+
+/// See [`fits`].
+fn room(g: &Graph, tiles: Tiles, size: [u32; 3], [c, n]: [u32; 2]) -> bool {
     let bytes = |channels, dtype: DType| {
-        dims(weights.tiles, size, channels).iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes()
+        dims(tiles, size, channels).iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes()
     };
-    bytes(c, g.operands).max(bytes(n, DType::F32)) <= g.caps().max_binding
+    let (transforms, products) = (bytes(c, g.operands), bytes(n, DType::F32));
+    let most = g.caps().memory.map_or(0, |memory| memory / 64).max(FEW);
+    transforms.max(products) <= g.caps().max_binding && transforms + products <= most
 }
 
 /// Record a 3x3 convolution of what [`super::group_norm::group_norm_to_tiles`] left of images of [B, H, W], with [`fold`]'s weights:
@@ -217,4 +266,26 @@ pub fn winograd(
     });
     g.picked();
     out
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use pollster::block_on;
+
+    use super::*;
+    use crate::gpu::Gpu;
+    use crate::gpu::noop::NoopProfile;
+
+    /// By estimate, as measured on an H200 (benches/NOTES.md).
+    #[test]
+    fn tiles_suit_the_shapes() {
+        let gpu = block_on(Gpu::noop(&NoopProfile::H200)).expect("noop");
+        let g = Graph::new(&gpu, DType::F16);
+        let best = |size, channels| fastest(&g, [size; 2], channels, DType::F16);
+        assert_eq!(best(64, [320, 320]), Some(Tiles::Pair));
+        assert_eq!(best(32, [640, 640]), Some(Tiles::Square));
+        assert_eq!(best(16, [2560, 1280]), Some(Tiles::Square));
+        assert_eq!(best(512, [128, 128]), None, "what the products save, memory takes");
+        assert_eq!(best(33, [640, 640]), None, "odd");
+    }
 }

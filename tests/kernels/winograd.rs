@@ -152,6 +152,11 @@ fn none_where_it_does_not_fit() {
         for (size, in_tiles) in [([5, 6], &["f2"][..]), ([6, 5], &[]), ([6, 6], &["f2x2", "f2"])] {
             let mut run = place.start(DType::F32);
             let found = fold(&mut run.g, &layer, size).is_some();
+            if place.variant == "estimated" {
+                // Where they fit and should be faster.
+                assert!(!found || !in_tiles.is_empty(), "{size:?}");
+                continue;
+            }
             assert_eq!(found, in_tiles.contains(&place.variant), "{size:?} {}", place.variant);
         }
     });
