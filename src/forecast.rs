@@ -18,6 +18,8 @@ use crate::sampling::{Job, arities, lincombs};
 pub struct Forecast {
     /// The model's parts.
     pub model: ModelBytes,
+    /// Tokens of the context, all prompts of one length.
+    pub tokens: u32,
     /// The text encoders' stage, parameters not counted.
     pub text: u64,
     /// The way of a picture to latents, with the encoder; 0 without one.
@@ -84,19 +86,29 @@ impl Pipeline {
         self.forecast(&request, &job, false).await
     }
 
+    /// All that a picture's recordings depend on, but no number that is written anew: this model, shapes and passes, sampler and steps, and how kernels
+    /// were tuned.
+    fn kind(&self, request: &Request, job: &Job, tokens: u32) -> String {
+        format!(
+            "{} {tokens} {:?} {:?} {:?} {:?}",
+            self.id,
+            (job.shape, job.passes, job.timesteps.len(), job.sees_masks, job.masked),
+            (&request.sampler, &request.scheduler, request.steps, request.denoise),
+            (request.init.is_some(), request.vae_tile, request.clip_skip, request.autotune, request.profile),
+            (self.gpu.tuned(), self.is_resident()),
+        )
+    }
+
+    /// What a loop and a decoder wait for ([`Forecast::keeps`]).
+    pub(crate) fn kept_key(&self, request: &Request, job: &Job, forecast: &Forecast) -> String {
+        format!("{} {}", self.kind(request, job, forecast.tokens), forecast.frugal)
+    }
+
     /// Record everything without a byte allocated: does it fit, and what will the peak be? `compile`: and compile all that runs before
     /// the first step ends, at once.
     pub(crate) async fn forecast(&self, request: &Request, job: &Job, compile: bool) -> Result<Forecast> {
         let tokens = self.count_tokens(request, job)?;
-        // All that it depends on.
-        let key = format!(
-            "{tokens} {:?} {:?} {:?} {:?} {:?}",
-            (job.shape, job.passes, job.timesteps.len(), job.sees_masks, job.masked),
-            (&request.sampler, &request.scheduler, request.steps, request.denoise),
-            (request.init.is_some(), request.vae_tile, request.clip_skip, request.autotune, request.profile),
-            (self.gpu.memory_in_use().0, self.gpu.tuned()),
-            self.is_resident(),
-        );
+        let key = format!("{} {}", self.kind(request, job, tokens), self.gpu.memory_in_use().0);
         if let Some((known, forecast)) = &*lock(&self.foreseen)
             && *known == key
         {
@@ -161,6 +173,7 @@ impl Pipeline {
         let (decode, decode_tiling) = (decode.bytes, decode.tiling);
         Ok(Forecast {
             model: m,
+            tokens,
             text,
             encode,
             sample,
@@ -175,7 +188,7 @@ impl Pipeline {
     }
 
     /// Tokens of the context, all prompts of one length.
-    pub(crate) fn count_tokens(&self, request: &Request, job: &Job) -> Result<u32> {
+    fn count_tokens(&self, request: &Request, job: &Job) -> Result<u32> {
         let text = &self.model.texts()?[0];
         let prompts = job.passes.of_prompts(&request.negative_prompt, &request.prompt);
         let chunks = chunked(&text.tokenizer, &self.embeddings, &prompts, request.prompt_style)?;

@@ -102,7 +102,6 @@ pub(crate) struct Sampling {
 }
 
 /// What is computed once before the loop, in buffers that outlive it.
-#[derive(Clone)]
 struct Prepared {
     /// What every cross-attention knows of the prompts, and where.
     context: Vec<(ContextKv, Vec<Buffer>)>,
@@ -126,7 +125,7 @@ async fn prepare(
     dtype: DType,
     text: &Text,
     job: &Job,
-    known: Option<Prepared>,
+    known: Option<&Prepared>,
 ) -> Result<Prepared> {
     let Conditioning { prompts, tokens, width, ref hidden, .. } = text.conditioning;
     let states = gpu.upload("hidden states", hidden).await?;
@@ -148,7 +147,7 @@ async fn prepare(
     }
     let [_, h, w, _] = job.dims();
     g.frugal = job.frugal;
-    let folded = match &known {
+    let folded = match known {
         Some(known) => known.folded.clone(),
         None => {
             let folded = unet.folded(&mut g, [h, w]);
@@ -176,7 +175,7 @@ async fn prepare(
         unet.added(&mut g, x)
     });
     let times = unet.times(&mut g, t, [job.timesteps.len() as u32, 1], added);
-    let buffer = match &known {
+    let buffer = match known {
         Some(known) => known.times.0.clone(),
         None => gpu.storage("times", times.bytes()).await?,
     };
@@ -298,7 +297,7 @@ impl Sampling {
     /// The same loop for another picture: other prompts, scales and start, but a job of the same shapes and passes, sampler, steps and weights, and nothing
     /// given.
     pub async fn again(&mut self, unet: &UNet, dtype: DType, job: &Job, text: &Text) -> Result<()> {
-        self.prepared = prepare(&self.gpu, unet, dtype, text, job, Some(self.prepared.clone())).await?;
+        self.prepared = prepare(&self.gpu, unet, dtype, text, job, Some(&self.prepared)).await?;
         self.scalars.write(&job.calls);
         self.coefficients.write(&all_coefficients(job));
         Ok(())

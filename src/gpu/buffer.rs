@@ -50,21 +50,12 @@ struct Waiting {
     bytes: u64,
 }
 
+/// What waits: in a browser nothing can leave its thread, nor needs to.
 #[cfg(not(target_arch = "wasm32"))]
-type Programs = Box<dyn std::any::Any + Send>;
+pub(crate) type Programs = Box<dyn std::any::Any + Send>;
+/// What waits.
 #[cfg(target_arch = "wasm32")]
-type Programs = Box<dyn std::any::Any>;
-
-/// What can wait in [`Gpu::set_aside`]: in a browser nothing can leave its thread, nor needs to.
-#[cfg(not(target_arch = "wasm32"))]
-pub(crate) trait Keepable: std::any::Any + Send {}
-#[cfg(not(target_arch = "wasm32"))]
-impl<T: std::any::Any + Send> Keepable for T {}
-/// What can wait in [`Gpu::set_aside`].
-#[cfg(target_arch = "wasm32")]
-pub(crate) trait Keepable: std::any::Any {}
-#[cfg(target_arch = "wasm32")]
-impl<T: std::any::Any> Keepable for T {}
+pub(crate) type Programs = Box<dyn std::any::Any>;
 
 impl Idle {
     /// Free those that were let go of before picture `since`.
@@ -233,7 +224,7 @@ impl Gpu {
 
     /// Let programs with `bytes` of buffers of their own wait for the next picture that asks for `key`; dropped, if with them all buffers take more than
     /// half of the device's memory. They hold this device: [`Gpu::free_idle`] must be called before it is let go of.
-    pub(crate) fn set_aside(&self, key: String, programs: impl Keepable, bytes: u64) {
+    pub(crate) fn set_aside(&self, key: String, programs: Programs, bytes: u64) {
         self.free_aside(None);
         let mut idle = lock(&self.inner.idle);
         let all = self.memory_in_use().0 + idle.bytes;
@@ -242,13 +233,13 @@ impl Gpu {
             drop(idle);
             return drop(programs);
         }
-        idle.programs = Some(Waiting { key, programs: Box::new(programs), bytes });
+        idle.programs = Some(Waiting { key, programs, bytes });
         drop(idle);
         self.count(-(bytes as i64));
     }
 
     /// The programs that wait, if they are for `key`.
-    pub(crate) fn take<T: Keepable>(&self, key: &str) -> Option<T> {
+    pub(crate) fn take<T: 'static>(&self, key: &str) -> Option<T> {
         let waiting = lock(&self.inner.idle).programs.take_if(|waiting| waiting.key == key)?;
         self.count(waiting.bytes as i64);
         waiting.programs.downcast().ok().map(|programs| *programs)

@@ -87,8 +87,13 @@ impl Graph {
         self.picks.iter().map(|pick| pick.nodes.clone())
     }
 
-    /// What was picked before, if nothing stands between, is timed with the last: it may leave a part of its work to that, more in one way
-    /// than in another. Where nothing is, does nothing.
+    /// Was what was recorded last picked? Then what is recorded next may do a part of its work, more in one way than in another: see
+    /// [`Graph::picked_together`].
+    pub fn after_pick(&self) -> bool {
+        self.picks.last().is_some_and(|pick| !pick.nodes.is_empty() && pick.nodes.end == self.nodes.len())
+    }
+
+    /// What was picked before, if nothing stands between, is timed with the last, which should have had one way. Where nothing is, does nothing.
     pub fn picked_together(&mut self) {
         if let [.., before, last] = &mut self.picks[..]
             && before.nodes.end == last.nodes.start

@@ -1,5 +1,10 @@
 //! group_norm: normalise groups of channels over an image, with SiLU if asked; two sources in place of a concatenation.
 
+mod whole;
+
+use whole::{ALONE, APPLIED, HELD, MOST_CHUNKS, THREADS, chunks, lines, one_chunk, span4, together};
+
+pub use self::whole::Whole;
 use super::product::Ending;
 use super::winograd::{self, Tiles};
 use super::{Norm, Variant, candidates, choose, product, source, vec4_of};
@@ -14,33 +19,6 @@ static WORKGROUP: Source = source!("group_norm/workgroup.wgsl", "lib/groups.wgsl
 static MERGED: Source = source!("group_norm/merged.wgsl", "lib/groups.wgsl");
 /// What norms need that store Winograd's transforms.
 static TO_TILES: Source = source!("lib/to_tiles.wgsl");
-
-/// What the table of norms looks at.
-#[derive(Clone, Copy, Debug)]
-pub struct Whole {
-    /// Images.
-    pub batch: u32,
-    /// Pixels of an image.
-    pub pixels: u32,
-    /// Channels / 4 of both sources.
-    pub c4: u32,
-    /// Channels of a group.
-    pub group: u32,
-    /// Channels / 4 of a span: of the fewest groups that have whole groups of four channels.
-    pub span4: u32,
-    /// Are the statistics the image's own?
-    pub own: bool,
-    /// Invocations of a workgroup, at most.
-    pub threads: u32,
-    /// Pixels that a thread ends together: of Winograd's tiles, if x comes in such; else 1.
-    pub tiled: u32,
-    /// Pixels of the tiles whose transforms are stored; 0 where the norm itself is.
-    pub to_tiles: u32,
-    /// Bytes of four channels of the norm.
-    pub bytes: u32,
-    /// Bytes of workgroup memory.
-    pub memory: u32,
-}
 
 /// The variants of a norm, the fastest first.
 pub static VARIANTS: &[Variant<Whole>] = &[
@@ -74,87 +52,6 @@ pub static VARIANTS: &[Variant<Whole>] = &[
         },
     },
 ];
-
-/// Threads of a workgroup that has a chunk of an image, or norms a part of it.
-const THREADS: u32 = 256;
-/// .. of one that has a whole image, at most.
-const MOST_THREADS: u32 = 1024;
-/// Pixels that a thread holds, at most: of an image, and of a chunk.
-const HELD: u32 = 8;
-const MOST_HELD: u32 = 16;
-/// Groups of four channels that a workgroup norms alone as fast as many do in two dispatches.
-const ALONE: u32 = 2560;
-/// Chunks that every workgroup merges for itself, at most: more are merged once, by a dispatch of their own.
-const MOST_CHUNKS: u32 = 64;
-/// Workgroups that there should be: some for each of a large GPU's multiprocessors.
-const FILLED: u64 = 512;
-/// Pixels of a thread that norms, at most: its loads are under way together.
-const APPLIED: u32 = 4;
-
-impl Whole {
-    /// Do spans suit workgroups, and have four channels two groups at most?
-    fn spans(&self) -> bool {
-        self.group >= 3 && self.wide4() <= 64 && self.batch <= 65_535
-    }
-
-    /// Channels / 4 of a span, or of two where that makes rows of whole pieces of 32 bytes.
-    fn wide4(&self) -> u32 {
-        let doubled = self.span4 % 2 == 1 && self.c4.is_multiple_of(2 * self.span4);
-        self.span4 << u32::from(doubled)
-    }
-
-    /// Is there room for a whole image of a span, where its transforms are stored?
-    fn holds(&self) -> bool {
-        // Each thread's first pixels and sums, and the groups'.
-        let sums = 20 * one_chunk(self).0 + 2_112;
-        self.to_tiles == 0 || sums + self.bytes * self.pixels * self.span4 <= self.memory
-    }
-
-    /// Pixels of a thread, of so many that have a column of four channels each.
-    fn each(&self, lines: u32) -> u32 {
-        self.tiled * (self.pixels / self.tiled).div_ceil(lines)
-    }
-}
-
-/// Threads of a workgroup that has all pixels of a span, and how many each has.
-fn one_chunk(d: &Whole) -> (u32, u32) {
-    // Sixteen inputs or products in registers leave no room for more threads.
-    let most = d.threads.min(if d.tiled.max(d.to_tiles) > 2 { MOST_THREADS / 2 } else { MOST_THREADS });
-    let each = |threads: u32| d.each(threads / d.span4);
-    let mut threads = THREADS;
-    while each(threads) > 4 && 2 * threads <= most {
-        threads *= 2;
-    }
-    (threads, each(threads))
-}
-
-/// Threads that have a column of four channels of a span.
-fn lines(d: &Whole) -> u32 {
-    THREADS / d.wide4()
-}
-
-/// Twice as many as long as that leaves workgroups enough, from one pixel a thread.
-fn doubled(d: &Whole) -> u32 {
-    let singles = u64::from(d.batch * (d.c4 / d.wide4())) * u64::from(d.pixels.div_ceil(lines(d)));
-    1 << (singles / FILLED).max(1).ilog2().min(31)
-}
-
-/// Pixels of a thread that has a part of a chunk, and the chunks that makes.
-fn chunks(d: &Whole) -> (u32, u32) {
-    let least = d.pixels.div_ceil(lines(d) * MOST_CHUNKS).next_power_of_two();
-    let each = doubled(d).max(least).max(d.tiled).min(MOST_HELD);
-    (each, d.pixels.div_ceil(each * lines(d)))
-}
-
-/// Pixels of a thread that norms them, or tiles.
-fn together(d: &Whole) -> u32 {
-    match d.to_tiles {
-        0 => doubled(d).min(APPLIED),
-        // Its inputs are under way together.
-        2 => doubled(d).min(2),
-        _ => 1,
-    }
-}
 
 /// What the table of merges looks at.
 #[derive(Clone, Copy, Debug)]
@@ -269,8 +166,8 @@ fn recorded(
     rows.sort_by_key(|row| row.name == "workgroup" && whole.pixels * whole.span4 > ALONE);
     rows.sort_by_key(|row| row.name == "passes");
     let shares = ending.is_some() && rows.iter().any(|row| row.name != "passes");
-    if shares {
-        // It would cost more than it saves to sum them apart.
+    if g.after_pick() {
+        // Timed together with what was picked, which is to differ alone; and to sum shares apart would cost more than it saves.
         rows.truncate(1);
     }
     let key = format!(
@@ -495,15 +392,6 @@ fn push(g: &mut Graph, mut node: Node, reduce: Option<Node>, ends: Ends) {
     g.push(node);
 }
 
-/// Channels / 4 of the fewest groups of `group` channels that have whole groups of four.
-fn span4(group: u32) -> u32 {
-    match group % 4 {
-        0 => group / 4,
-        2 => group / 2,
-        _ => group,
-    }
-}
-
 /// Record the sums of the image's own pixels; a tile remembers the first that it was not given.
 fn record_sums(g: &mut Graph, sources: [Tensor; 2], head: &[(&'static str, Value)], [x4, y4]: [u32; 2]) -> Sums {
     let [batch, h, w, _] = sources[0].dims;
@@ -565,6 +453,7 @@ mod tests {
         let [gamma, beta] = [0; 2].map(|_| param([1, 1, 1, 320], DType::F32));
         let norm = Norm { gamma, beta, eps: 1e-5 };
         let mut shared = [0; 2];
+        let expected = std::collections::BTreeMap::from([(8, "workgroup"), (64, "statistics")]);
         for (size, trial) in [8, 64].into_iter().flat_map(|size| (0..8).map(move |trial| (size, trial))) {
             let mut g = Graph::new(&gpu, DType::F16);
             g.trial = Some(trial);
@@ -574,7 +463,9 @@ mod tests {
             assert!(g.nodes().iter().all(|node| node.variant != product::REDUCED), "{size}, {trial}: summed apart");
             let all = 0..g.nodes().len();
             assert_eq!(g.picked_nodes().collect::<Vec<_>>(), [all.clone(), 1..all.end], "{size}, {trial}");
-            shared[usize::from(g.nodes()[1].variant == ENDING)] += 1;
+            let norm = g.nodes()[1].variant;
+            shared[usize::from(norm == ENDING)] += 1;
+            assert!([ENDING, expected[&size]].contains(&norm), "{size}, {trial}: the norm differs, too");
         }
         assert!(shared.iter().all(|&times| times > 0), "whole products and shares: {shared:?}");
     }
