@@ -3,6 +3,7 @@
 // shares of a product, and this ends that product as well (lib/ended.wgsl). Where that was a convolution in Winograd's tiles, a thread's
 // pixels are such tiles (lib/ended_tile.wgsl); where the next is, their transforms are what is stored. Grid (spans, chunks, B).
 alias elem4 = vec4<f32>;
+alias share4 = vec4<f32>;
 alias residual4 = vec4<f32>;
 alias out4 = vec4<f32>;
 const TWO_SOURCES: bool = false;
@@ -42,7 +43,7 @@ struct Dims {
 //: end
 //: end
 //: if 0 < SPLITS
-@group(0) @binding(0) var<storage, read> shares: array<vec4<f32>>;      // [SPLITS, B pixels, x4]
+@group(0) @binding(0) var<storage, read> shares: array<share4>;      // [SPLITS, B pixels, x4]
 @group(0) @binding(1) var<storage, read> bias: array<vec4<f32>>;        // [.., x4]
 @group(0) @binding(2) var<storage, read> residual: array<residual4>;    // [B, pixels, x4]
 @group(0) @binding(3) var<storage, read> y: array<elem4>;               // the others as above
@@ -215,18 +216,24 @@ fn main(@builtin(local_invocation_index) local: u32, @builtin(workgroup_id) wid:
     //: if 0 < TO_TILES
     workgroupBarrier();
     let tiles = dims.pixels / TO_TILES;
-    for (var t = local; t < tiles * dims.span4; t += THREADS) {
-        let tile = t / dims.span4;
+    for (var t = local; t < BANDS * tiles * dims.span4; t += THREADS) {
+        let part = t / (tiles * dims.span4);
+        let tile = t / dims.span4 % tiles;
         let own = t % dims.span4;
-        var d = array<vec4<f32>, TO_TILES * TO_TILES>();
-        //: for i in 0..TO_TILES * TO_TILES
+        var d = array<vec4<f32>, 4>();
+        var e = array<vec4<f32>, 4>();
+        //: for j in 0..4
         {
-            let place = input_of(tile, $iu, TO_TILES, dims.pixels / dims.wide);
-            if (place.inside) { d[$i] = vec4<f32>(normed[place.pixel * dims.span4 + own]); }
+            let place = input_of(tile, line_of(part) * 4u + $ju, TO_TILES, dims.pixels / dims.wide);
+            if (place.inside) { d[$j] = vec4<f32>(normed[place.pixel * dims.span4 + own]); }
+            //: if 2 < TO_TILES
+            let other = input_of(tile, other_line_of(part) * 4u + $ju, TO_TILES, dims.pixels / dims.wide);
+            if (other.inside) { e[$j] = vec4<f32>(normed[other.pixel * dims.span4 + own]); }
+            //: end
         }
         //: end
         let wide4 = dims.x4 + dims.y4;
-        store_transformed(d, (start / TO_TILES + tile) * wide4 + wid.x * dims.span4 + own, grid.z * tiles * wide4);
+        store_part(part, d, e, (start / TO_TILES + tile) * wide4 + wid.x * dims.span4 + own, grid.z * tiles * wide4);
     }
     //: end
     //: end

@@ -10,9 +10,9 @@ fn ended_tile(tile: u32, row: u32, c4: u32) -> array<vec4<f32>, TILED> {
     let added = load_bias(row, c4);
     let tiles = dims.rows / TILED;
     //: for p in 0..TILED * TILED
-    var m_$p = shares[($pu * tiles + tile) * dims.n4 + c4];
+    var m_$p = vec4<f32>(shares[($pu * tiles + tile) * dims.n4 + c4]);
     //: for s in 1..SPLITS
-    m_$p += shares[(($su * TILED * TILED + $pu) * tiles + tile) * dims.n4 + c4];
+    m_$p += vec4<f32>(shares[(($su * TILED * TILED + $pu) * tiles + tile) * dims.n4 + c4]);
     //: end
     //: end
     //: if TILED < 4

@@ -2,7 +2,7 @@
 
 mod whole;
 
-use whole::{ALONE, APPLIED, HELD, MOST_CHUNKS, THREADS, chunks, lines, one_chunk, span4, together};
+use whole::{ALONE, APPLIED, HELD, MOST_CHUNKS, THREADS, blocks, chunks, cut, held, lines, one_chunk, span4, together};
 
 pub use self::whole::Whole;
 use super::product::Ending;
@@ -34,11 +34,8 @@ pub static VARIANTS: &[Variant<Whole>] = &[
         name: "chunks",
         source: &MERGED,
         needs: |caps| !caps.is_cpu() && caps.invocations >= THREADS,
-        fits: |d| d.own && d.spans() && chunks(d).1 <= MOST_CHUNKS,
-        grid: |d| {
-            let each = together(d) * d.to_tiles.max(1);
-            [d.c4 / d.wide4(), d.pixels.div_ceil(lines(d) * each), d.batch]
-        },
+        fits: |d| d.own && d.spans() && chunks(d).1 <= MOST_CHUNKS && d.holds_part(),
+        grid: |d| [d.c4 / d.wide4(), blocks(d), d.batch],
     },
     Variant {
         // Sums of chunks, their merge, and the norm itself.
@@ -141,12 +138,14 @@ fn recorded(
     let whole = Whole {
         batch,
         pixels: h * w,
+        wide: w,
         c4: channels / 4,
         group,
         span4: span4(group),
         own: matches!(g.statistics, Statistics::Own),
         // Each has two groups of four numbers and some in workgroup memory.
         threads: g.caps().invocations.min(g.caps().workgroup_memory / 32),
+        ends: ending.is_some(),
         tiled: if let Some(Ending::Tiles(pixels)) = ending { pixels } else { 1 },
         to_tiles: to_tiles.map_or(0, Tiles::pixels),
         bytes: 4 * g.operands.bytes() as u32,
@@ -284,7 +283,15 @@ impl Recorded<'_> {
         push(g, node, reduce, Ends { to_tiles: false, ..self.ends() });
         let out = self.out(g);
         let [gamma, beta] = self.affine(g);
-        let own = [("THREADS", THREADS), ("TOGETHER", together(whole)), ("TO_TILES", whole.to_tiles)];
+        let groups = 4 * wide4 / whole.group;
+        let own = [
+            ("THREADS", THREADS),
+            ("TOGETHER", together(whole)),
+            ("TO_TILES", whole.to_tiles),
+            ("CUT", cut(whole)),
+            ("HELD", held(whole)),
+            ("MOST", chunks * groups),
+        ];
         let node = Node {
             op: "group_norm",
             variant: self.variant.name,

@@ -158,7 +158,7 @@ pub(crate) struct Product<'a> {
     pub bias: Option<&'a Param>,
 }
 
-/// Record a product's shares, at least one, [shares, 1, slices · rows, columns] in f32, for another kernel to end.
+/// Record a product's shares, at least one, [shares, 1, slices · rows, columns] in the graph's type, for another kernel to end.
 pub(crate) fn record_shares(g: &mut Graph, product: Product<'_>) -> Tensor {
     record_as(g, product, true)
 }
@@ -187,7 +187,11 @@ fn record_as(g: &mut Graph, product: Product<'_>, apart: bool) -> Tensor {
     let (stand_in, weights) = (reads[0], reads[reads.len() - 1].dtype);
     let rows = shape.m * shape.slices;
     let (parts, [bias, residual], words) = epilogue.parts(g, bias, stand_in, rows);
-    let shares = (apart || splits > 1).then(|| g.activation_f32("shares of a product", [splits, 1, rows, shape.n]));
+    let size = [splits, 1, rows, shape.n];
+    let shares = match apart {
+        true => Some(g.activation("products", size)),
+        false => (splits > 1).then(|| g.activation_f32("shares of a product", size)),
+    };
     let result = match shares {
         Some(shares) if apart => shares,
         _ if epilogue.f32_out => g.activation_f32(op, out),
@@ -258,7 +262,8 @@ fn record_as(g: &mut Graph, product: Product<'_>, apart: bool) -> Tensor {
     });
     let Some(shares) = shares.filter(|_| !apart) else { return result };
     let each = 1 + u32::from(epilogue.activation == Activation::Geglu);
-    let types = [("out4", vec4_of(result.dtype)), ("SPLITS", Value::U32(splits))];
+    let types =
+        [("out4", vec4_of(result.dtype)), ("share4", vec4_of(shares.dtype)), ("SPLITS", Value::U32(splits))];
     g.push(Node {
         op,
         variant: REDUCED,

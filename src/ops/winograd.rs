@@ -160,9 +160,9 @@ fn fastest(g: &Graph, [h, w]: [u32; 2], [c, n]: [u32; 2], weights: DType) -> Opt
     let method = multiplied_by(g, &direct, weights)?;
     let time = |tiles: Tiles| {
         let shape = shape(tiles, pixels, [c, n]);
-        // Beside the direct one's: transforms for pixels, written and read, and products in f32. Through the cache while they fit there.
+        // Beside the direct one's: transforms for pixels, and products, written and read. Through the cache while they fit there.
         let more = u64::from(tiles.products() / tiles.pixels() - 1) * u64::from(pixels * c) * g.operands.bytes()
-            + u64::from(tiles.products() / tiles.pixels()) * u64::from(pixels * n) * 4;
+            + u64::from(tiles.products() / tiles.pixels()) * u64::from(pixels * n) * g.dtype.bytes();
         let rate = if more > CACHED { 4200 } else { 7400 };
         (multiplied_by(g, &shape, weights) == Some(method)).then_some(())?;
         Some(product::estimate(g, &shape, method)? + 2 * more / rate)
@@ -193,7 +193,7 @@ fn room(g: &Graph, tiles: Tiles, size: [u32; 3], [c, n]: [u32; 2]) -> bool {
     let bytes = |channels, dtype: DType| {
         dims(tiles, size, channels).iter().map(|&d| u64::from(d)).product::<u64>() * dtype.bytes()
     };
-    let (transforms, products) = (bytes(c, g.operands), bytes(n, DType::F32));
+    let (transforms, products) = (bytes(c, g.operands), bytes(n, g.dtype));
     let most = g.caps().memory.map_or(0, |memory| memory / 64).max(FEW);
     transforms.max(products) <= g.caps().max_binding && transforms + products <= most
 }
@@ -252,6 +252,7 @@ pub fn winograd(
         (TILED, Value::U32(tiles.pixels())),
         ("STORES", Value::U32(0)),
         ("out4", vec4_of(out.dtype)),
+        ("share4", vec4_of(shares.dtype)),
     ]);
     g.push(Node {
         op: "winograd",

@@ -7,6 +7,8 @@ pub struct Whole {
     pub batch: u32,
     /// Pixels of an image.
     pub pixels: u32,
+    /// .. and of a line.
+    pub wide: u32,
     /// Channels / 4 of both sources.
     pub c4: u32,
     /// Channels of a group.
@@ -17,6 +19,8 @@ pub struct Whole {
     pub own: bool,
     /// Invocations of a workgroup, at most.
     pub threads: u32,
+    /// Does x come as shares of a product?
+    pub ends: bool,
     /// Pixels that a thread ends together: of Winograd's tiles, if x comes in such; else 1.
     pub tiled: u32,
     /// Pixels of the tiles whose transforms are stored; 0 where the norm itself is.
@@ -36,6 +40,8 @@ pub(super) const HELD: u32 = 8;
 const MOST_HELD: u32 = 16;
 /// Groups of four channels that a workgroup norms alone as fast as many do in two dispatches.
 pub(super) const ALONE: u32 = 2560;
+/// Bytes of a part of an image in workgroup memory, where its transforms are stored: some workgroups are to fit beside each other.
+const PART: u32 = 16 << 10;
 /// Chunks that every workgroup merges for itself, at most: more are merged once, by a dispatch of their own.
 pub(super) const MOST_CHUNKS: u32 = 64;
 /// Workgroups that there should be: some for each of a large GPU's multiprocessors.
@@ -62,6 +68,11 @@ impl Whole {
         self.to_tiles == 0 || sums + self.bytes * self.pixels * self.span4 <= self.memory
     }
 
+    /// Is there, for a part of an image?
+    pub(super) fn holds_part(&self) -> bool {
+        8 * MOST_CHUNKS * 8 + 64 + self.bytes * held(self) <= self.memory
+    }
+
     /// Pixels of a thread, of so many that have a column of four channels each.
     fn each(&self, lines: u32) -> u32 {
         self.tiled * (self.pixels / self.tiled).div_ceil(lines)
@@ -70,9 +81,17 @@ impl Whole {
 
 /// Threads of a workgroup that has all pixels of a span, and how many each has.
 pub(super) fn one_chunk(d: &Whole) -> (u32, u32) {
-    // Sixteen inputs or products in registers leave no room for more threads.
-    let most = d.threads.min(if d.tiled.max(d.to_tiles) > 2 { MOST_THREADS / 2 } else { MOST_THREADS });
+    // Sixteen products in registers leave no room for more threads.
+    let most = d.threads.min(if d.tiled > 2 { MOST_THREADS / 4 * 3 } else { MOST_THREADS });
     let each = |threads: u32| d.each(threads / d.span4);
+    if d.ends {
+        // As many as have something to do at once: each has many shares to wait for.
+        let units = d.pixels / d.tiled;
+        let lines = units.div_ceil(units.div_ceil(most / d.span4));
+        let groups = 4 * d.span4 / d.group;
+        let threads = (lines * d.span4).max(lines.min(32) * groups).max(64).next_multiple_of(32);
+        return (threads, each(threads));
+    }
     let mut threads = THREADS;
     while each(threads) > 4 && 2 * threads <= most {
         threads *= 2;
@@ -98,13 +117,36 @@ pub(super) fn chunks(d: &Whole) -> (u32, u32) {
     (each, d.pixels.div_ceil(each * lines(d)))
 }
 
-/// Pixels of a thread that norms them, or tiles.
+/// Pixels of a thread that norms them, or tiles of two.
 pub(super) fn together(d: &Whole) -> u32 {
     match d.to_tiles {
         0 => doubled(d).min(APPLIED),
-        // Its inputs are under way together.
         2 => doubled(d).min(2),
-        _ => 1,
+        _ => part(cut(d)).div_ceil(lines(d)),
+    }
+}
+
+/// Tiles of 2x2 side by side of a workgroup that stores their transforms.
+pub(super) fn cut(d: &Whole) -> u32 {
+    let fits = |cut: &u32| d.bytes * part(*cut) * d.wide4() <= PART;
+    [16, 8, 4].into_iter().filter(|cut| *cut < d.wide).find(fits).unwrap_or(2)
+}
+
+/// Pixels under so many: four lines, with one more at each end.
+fn part(cut: u32) -> u32 {
+    4 * (2 * cut + 2)
+}
+
+/// .. times channels / 4 of a span, where there are such tiles.
+pub(super) fn held(d: &Whole) -> u32 {
+    if d.to_tiles > 2 { part(cut(d)) * d.wide4() } else { 1 }
+}
+
+/// Workgroups of a span.
+pub(super) fn blocks(d: &Whole) -> u32 {
+    match d.to_tiles {
+        4 => (d.wide / 2).div_ceil(cut(d)) * (d.pixels / d.wide / 2),
+        tiles => d.pixels.div_ceil(lines(d) * together(d) * tiles.max(1)),
     }
 }
 
