@@ -153,14 +153,14 @@ impl Pipeline {
         }
         let LoopBytes { before, sample, readback, again } = looped;
         let decode = self.forecast_decode(request, job, beside(m.decoder), &what)?;
-        let beside_loop = sample + readback + decode.ready;
+        let beside_loop = sample + readback + decode.bytes;
         // A software device is busy itself, and what an unknown device has to spare nobody knows.
         let room = self.gpu.caps().memory.is_some() && self.gpu.check_memory(&what, beside_loop, HINT).is_ok();
         let early =
             self.is_resident() && decode.tiling.is_none() && !request.autotune && !self.gpu.caps().is_cpu() && room;
         // What is given is bound in the loop, and what is timed is no loop to keep.
         let given = request.init.is_some() || job.sees_masks || request.profile;
-        let kept = beside_loop.max(sample + decode.bytes).max(sample + decode.ready + again);
+        let kept = beside_loop.max(sample + decode.ready + again);
         let keeps = early && !given && self.gpu.check_memory(&what, kept, HINT).is_ok();
         let sample = before.max(match (keeps, early) {
             (true, _) => kept,
@@ -318,8 +318,8 @@ impl Pipeline {
         let mask = if job.passes.sag { bytes(job.mask_floats() as u64 * 4) } else { 0 };
         let scalars = (job.calls.len() + lincombs(&job.recording)) as u64 * 256;
         let lincomb_dims = arities(&job.recording).len() as u64 * 16;
-        // Latents and masks are read back one after the other while the loop's buffers still live.
-        let readback = latent.max(mask);
+        // Latents and masks are read back together while the loop's buffers still live.
+        let readback = latent + mask;
         let sample = g.planned_bytes(alignment) + kept + latents + mask + scalars + lincomb_dims;
         graphs.push(g);
         Ok(LoopBytes { before, sample, readback, again })

@@ -11,7 +11,7 @@ use crate::denoiser::Step;
 use crate::error::{Error, Result};
 use crate::gpu::profile::Profile;
 use crate::gpu::tune::Subject;
-use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
+use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Reading, Tensor};
 use crate::image::Image;
 use crate::model::config::VaeConfig;
 use crate::model::vae::{Decoder, Encoder};
@@ -47,14 +47,14 @@ pub(crate) async fn ready(gpu: &Gpu, decoder: &Decoder, config: &VaeConfig, size
 /// The decoder for whole pictures, ready before the latents are.
 pub(crate) struct Early {
     whole: Whole,
-    /// Was the first picture submitted?
-    begun: bool,
+    /// The first picture, if it was submitted.
+    begun: Option<Reading>,
 }
 
 impl Early {
     /// See [`ready`].
     pub fn new(whole: Whole) -> Early {
-        Early { whole, begun: false }
+        Early { whole, begun: None }
     }
 
     /// Bytes of its buffers.
@@ -69,8 +69,9 @@ impl Early {
     /// Of the device.
     pub async fn begin(&mut self, gpu: &Gpu, latents: &Buffer) -> Result<()> {
         latents.copy_to(&self.whole.latent);
-        self.begun = true;
-        self.whole.submit(gpu, None).await
+        self.whole.submit(gpu, None).await?;
+        self.begun = Some(self.whole.read().await?);
+        Ok(())
     }
 }
 
@@ -110,12 +111,16 @@ pub(crate) async fn decode(
     for (i, latent) in latents.chunks_exact((h * w * c) as usize).enumerate() {
         images.push(match (&mut whole, tiling) {
             (Some(Early { whole, begun }), _) => {
-                if !std::mem::take(begun) {
-                    whole.latent.write(latent);
-                    whole.submit(gpu, profile.as_deref_mut()).await?;
-                }
+                let reading = match begun.take() {
+                    Some(reading) => reading,
+                    None => {
+                        whole.latent.write(latent);
+                        whole.submit(gpu, profile.as_deref_mut()).await?;
+                        whole.read().await?
+                    }
+                };
                 meanwhile();
-                whole.image().await?
+                whole.image(reading).await?
             }
             (None, tiling) => {
                 let scaled = latent.iter().map(|v| v / config.scaling_factor).collect();
@@ -191,9 +196,13 @@ impl Whole {
         step.submit(profile).await
     }
 
-    async fn image(&self) -> Result<Image> {
+    async fn read(&self) -> Result<Reading> {
+        self.pixels.begin_read(self.picture.len() * 4).await
+    }
+
+    async fn image(&self, reading: Reading) -> Result<Image> {
         let (h, w) = (self.picture.height(), self.picture.width());
-        self.pixels.read_with(self.picture.len() as usize, |data| Image::from_nhwc::<4>(data, w, h)).await?
+        reading.finish(|data: &[f32]| Image::from_nhwc::<4>(data, w, h)).await?
     }
 }
 

@@ -182,6 +182,7 @@ impl Pipeline {
             });
             sampling.run(&job, &mut generator, profile.as_mut(), observe, meanwhile).await?
         };
+        let results = sampling.results(&job).await?;
         if let (Some(early), None, false) = (&mut early, &profile, running.stop) {
             early.begin(&self.gpu, &sampling.result(&job)).await?;
         }
@@ -190,8 +191,7 @@ impl Pipeline {
 
         // latents → pictures
         let since = Instant::now();
-        let latents = sampling.latents(&job).await?;
-        let masks = sampling.masks(&job).await?;
+        let (latents, masks) = results.finish(&job).await?;
         let allocator = self.gpu.allocator_bytes();
         // What is done with takes a while to drop: beside the decoder, where that has its own memory already.
         let (kept, done) =

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::profile::Profile;
 use crate::gpu::run::Steps;
 use crate::gpu::tune::{Observe, Subject};
-use crate::gpu::{Buffer, DType, Gpu, Graph, Program};
+use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Reading};
 use crate::guidance::{Passes, Surroundings, denoise};
 use crate::layout::to_nhwc;
 use crate::model::blocks::ContextKv;
@@ -409,27 +409,45 @@ impl Sampling {
         std::iter::once(out).chain(terms.iter().map(|(_, latent)| *latent)).map(|latent| self.buffer(latent)).collect()
     }
 
-    /// The final latents [B, h, w, 4].
-    pub async fn latents(&self, job: &Job) -> Result<Vec<f32>> {
-        let latents: Vec<f32> = self.result(job).read(job.shape.iter().product()).await?;
-        if latents.iter().all(|value| value.is_finite()) {
-            return Ok(latents);
-        }
-        Err(Error::Device {
-            device: self.gpu.caps().name.clone(),
-            what: "the sampler".into(),
-            reason: "the latents are not finite; try --precision f32, a lower cfg or another sampler".into(),
-        })
+    /// Have the results read back, when everything submitted so far is done.
+    pub async fn results(&self, job: &Job) -> Result<Results> {
+        let floats = |count: usize| count as u64 * 4;
+        let latents = self.result(job).begin_read(floats(job.shape.iter().product())).await?;
+        let masks = match &self.mask {
+            Some(mask) => Some(mask.begin_read(floats(job.mask_floats())).await?),
+            None => None,
+        };
+        Ok(Results { device: self.gpu.caps().name.clone(), latents, masks })
     }
+}
 
-    /// The masks of all calls, [calls][B · h · w].
-    pub async fn masks(&self, job: &Job) -> Result<Vec<Vec<f32>>> {
-        let Some(mask) = &self.mask else { return Ok(Vec::new()) };
+/// What a loop leaves, on its way to the host.
+pub(crate) struct Results {
+    device: String,
+    latents: Reading,
+    masks: Option<Reading>,
+}
+
+impl Results {
+    /// The final latents [B, h, w, 4], and the masks of all calls, [calls][B · h · w].
+    ///
+    /// # Errors
+    /// Of the device; [`Error::Device`] for latents that are not finite.
+    pub async fn finish(self, job: &Job) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
+        let latents = self.latents.finish(<[f32]>::to_vec).await?;
+        if !latents.iter().all(|value| value.is_finite()) {
+            return Err(Error::Device {
+                device: self.device,
+                what: "the sampler".into(),
+                reason: "the latents are not finite; try --precision f32, a lower cfg or another sampler".into(),
+            });
+        }
+        let Some(masks) = self.masks else { return Ok((latents, Vec::new())) };
         let [b, h, w, _] = job.dims();
         let (stride, area) = (mask_stride(h, w) as usize, (h * w) as usize);
-        let all: Vec<f32> = mask.read(job.mask_floats()).await?;
         let images = |call: &[f32]| call.chunks_exact(stride).flat_map(|image| image[..area].to_vec()).collect();
-        Ok(all.chunks_exact(b as usize * stride).map(images).collect())
+        let all = |all: &[f32]| all.chunks_exact(b as usize * stride).map(images).collect();
+        Ok((latents, masks.finish(all).await?))
     }
 }
 

@@ -81,7 +81,7 @@ pub async fn step(pipeline: &Pipeline, request: &Request, passes: Passes, batch:
             sampling.run(&job, &mut Generator::new(request.seed), profile, &mut observe, pin!(async {})).await?;
         running.finish(&mut observe).await?;
         let ms = since.elapsed().as_secs_f64() * 1e3;
-        Ok((ms, sampling.latents(&job).await?))
+        Ok((ms, sampling.results(&job).await?.finish(&job).await?.0))
     };
     // The first loop warms caches and clock, and tells what all others must find.
     let (_, expected) = once(None).await?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::device::Gpu;
-use super::wait::{lock, signal};
+use super::wait::{Waiter, lock, signal};
 use crate::error::{Error, Result};
 
 /// A buffer in device memory, counted in [`Gpu::memory_in_use`]; freed with its last clone, or idle then if it is scratch.
@@ -137,8 +137,15 @@ impl Buffer {
     /// # Errors
     /// As [`Buffer::read`].
     pub async fn read_with<T: bytemuck::Pod, R>(&self, count: usize, made: impl FnOnce(&[T]) -> R) -> Result<R> {
+        self.begin_read((count * size_of::<T>()) as u64).await?.finish(made).await
+    }
+
+    /// Have the first `bytes` read back, when everything submitted so far is done: what is submitted next need not be waited for.
+    ///
+    /// # Errors
+    /// As [`Buffer::read`].
+    pub async fn begin_read(&self, bytes: u64) -> Result<Reading> {
         let gpu = &self.0.gpu;
-        let bytes = (count * size_of::<T>()) as u64;
         assert!(bytes <= self.bytes(), "reading {bytes} bytes from a buffer of {}", self.bytes());
         let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
         let staging = gpu.create_buffer("readback", bytes, usage).await?;
@@ -148,6 +155,25 @@ impl Buffer {
         let (signal, mapped) = signal();
         staging.raw().map_async(wgpu::MapMode::Read, .., move |result| signal.set(result));
         gpu.drive();
+        Ok(Reading { staging, bytes, mapped })
+    }
+}
+
+/// Bytes on their way to the host: see [`Buffer::begin_read`].
+pub struct Reading {
+    staging: Buffer,
+    bytes: u64,
+    mapped: Waiter<std::result::Result<(), wgpu::BufferAsyncError>>,
+}
+
+impl Reading {
+    /// What `made` makes of them where they lie, once they are there.
+    ///
+    /// # Errors
+    /// As [`Buffer::read`].
+    pub async fn finish<T: bytemuck::Pod, R>(self, made: impl FnOnce(&[T]) -> R) -> Result<R> {
+        let Reading { staging, bytes, mapped } = self;
+        let gpu = &staging.0.gpu;
         let mapped = mapped.await;
         gpu.check_alive()?;
         match mapped {

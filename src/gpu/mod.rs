@@ -18,7 +18,7 @@ mod unroll;
 pub mod upload;
 pub(crate) mod wait;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, Reading};
 pub use caps::{Caps, DeviceKind};
 pub use device::{Gpu, GpuOptions};
 pub use graph::{DType, Graph, Statistics, Sums, Tensor, Tile};

@@ -108,7 +108,7 @@ fn a_kept_loop_ends_in_the_same_latents() {
         block_on(async {
             let running = sampling.run(job, &mut generator, None, observe, pin!(async {})).await?;
             running.finish(observe).await?;
-            sampling.latents(job).await
+            sampling.results(job).await?.finish(job).await
         })
         .expect("a run")
     };
