@@ -33,6 +33,10 @@ fn level(value: f32) -> u8 {
     (below + i32::from(scaled - below as f32 >= 0.5)) as u8
 }
 
+fn not_finite(found: String) -> Error {
+    Error::invalid("the VAE's picture", "finite numbers (try --precision f32)", found)
+}
+
 impl Image {
     /// A picture of one colour.
     pub fn filled(width: u32, height: u32, color: [u8; 3]) -> Image {
@@ -55,8 +59,27 @@ impl Image {
             bad += from[..3].iter().map(|value| u32::from(!value.is_finite())).sum::<u32>();
         }
         if bad > 0 {
-            let found = format!("{bad} of {} that are NaN or infinite", area(width, height) * 3);
-            return Err(Error::invalid("the VAE's picture", "finite numbers (try --precision f32)", found));
+            return Err(not_finite(format!("{bad} of {} that are NaN or infinite", area(width, height) * 3)));
+        }
+        Ok(Image { width, height, rgb })
+    }
+
+    /// The picture of [`crate::ops::levels::levels`]' words, one a pixel, [height, width].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if some are marked as not finite.
+    ///
+    /// # Panics
+    /// If `words` is not of this size.
+    pub fn from_levels(words: &[u32], width: u32, height: u32) -> Result<Image> {
+        assert_eq!(words.len(), area(width, height), "picture of {width} x {height}, a word a pixel");
+        let bad = words.iter().filter(|word| **word >> 24 != 0).count();
+        if bad > 0 {
+            return Err(not_finite(format!("{bad} pixels of {} with NaN or infinite numbers", words.len())));
+        }
+        let mut rgb = vec![0; area(width, height) * 3];
+        for (to, word) in rgb.chunks_exact_mut(3).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes()[..3]);
         }
         Ok(Image { width, height, rgb })
     }

@@ -15,6 +15,7 @@ use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Reading, Tensor};
 use crate::image::Image;
 use crate::model::config::VaeConfig;
 use crate::model::vae::{Decoder, Encoder};
+use crate::ops::levels::levels;
 use crate::ops::pack::pack;
 use crate::request::Progress;
 use crate::tiles::{Cut, Network, Plane, run, tiled};
@@ -156,8 +157,7 @@ impl<'a> Recorded<'a> {
 
     fn record(&self, g: &mut Graph) -> Tensor {
         let bound = g.bind("latent", &self.latent, self.dims, DType::F32);
-        let packed = pack(g, bound, None, 1);
-        self.decoder.forward(g, packed)
+        pixels(g, self.decoder, bound)
     }
 
     async fn tune(&self, observe: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<()> {
@@ -172,11 +172,12 @@ impl<'a> Recorded<'a> {
 
     async fn ready(self) -> Result<Whole> {
         let mut g = Graph::new(self.gpu, DType::F32);
-        let picture = self.record(&mut g);
-        let pixels = self.gpu.scratch("picture", picture.bytes()).await?;
-        g.keep(picture, &pixels);
+        let words = self.record(&mut g);
+        let pixels = self.gpu.scratch("picture", words.bytes()).await?;
+        g.keep(words, &pixels);
         let program = Program::new(self.gpu, g).await?;
-        Ok(Whole { latent: self.latent, program, scalars: self.scalars, pixels, picture })
+        let [_, h, w, _] = self.dims;
+        Ok(Whole { latent: self.latent, program, scalars: self.scalars, pixels, size: [8 * h, 8 * w] })
     }
 }
 
@@ -185,8 +186,17 @@ pub(crate) struct Whole {
     latent: Buffer,
     program: Program,
     scalars: crate::gpu::run::Steps,
+    /// As [`levels`] has them.
     pixels: Buffer,
-    picture: Tensor,
+    /// Their height and width.
+    size: [u32; 2],
+}
+
+/// Record latents [1, h, w, 4] to the words of pixels.
+fn pixels(g: &mut Graph, decoder: &Decoder, latent: Tensor) -> Tensor {
+    let packed = pack(g, latent, None, 1);
+    let picture = decoder.forward(g, packed);
+    levels(g, picture)
 }
 
 impl Whole {
@@ -197,12 +207,14 @@ impl Whole {
     }
 
     async fn read(&self) -> Result<Reading> {
-        self.pixels.begin_read(self.picture.len() * 4).await
+        self.pixels.begin_read(self.pixels.bytes()).await
     }
 
     async fn image(&self, reading: Reading) -> Result<Image> {
-        let (h, w) = (self.picture.height(), self.picture.width());
-        reading.finish(|data: &[f32]| Image::from_nhwc::<4>(data, w, h)).await?
+        let [h, w] = self.size;
+        // Memory that the device writes may be no cache's: it is copied in wide pieces before it is looked at word by word.
+        let words = reading.finish(<[u32]>::to_vec).await?;
+        Image::from_levels(&words, w, h)
     }
 }
 
@@ -347,12 +359,9 @@ pub(crate) fn plan_decode(
     let side = Side {
         levels: count,
         whole: &|| {
-            let need = measure(gpu, [h, w, 4], &|g, z| {
-                let z = pack(g, z, None, 1);
-                decoder.forward(g, z)
-            });
+            let need = measure(gpu, [h, w, 4], &|g, z| pixels(g, decoder, z));
             // The program stays for the pictures that follow, while one is read back.
-            Need { bytes: need.bytes + u64::from(h * w) * 64 * 4 * 4, ..need }
+            Need { bytes: need.bytes + u64::from(h * w) * 64 * 4, ..need }
         },
         near: &|k| measure(gpu, [h, w, 4], &|g, z| decoder.head(g, z, k)),
         far: &|k, tile| {

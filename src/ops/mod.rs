@@ -15,6 +15,7 @@ pub mod fma;
 pub mod group_norm;
 pub mod guidance;
 pub mod layer_norm;
+pub mod levels;
 pub mod lincomb;
 pub mod matmul;
 pub mod narrow;

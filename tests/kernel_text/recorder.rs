@@ -15,6 +15,7 @@ use scumble::ops::fma::fma;
 use scumble::ops::group_norm::{group_norm, group_norm_to_tiles};
 use scumble::ops::guidance::{Degraded, guidance};
 use scumble::ops::layer_norm::layer_norm;
+use scumble::ops::levels::levels;
 use scumble::ops::lincomb::{MAX_TERMS, lincomb};
 use scumble::ops::matmul::{TYPES, matmul};
 use scumble::ops::narrow::narrow;
@@ -286,6 +287,8 @@ impl Recorder<'_> {
         time_embedding(&mut self.g, times, &table, rows, true);
         time_embedding(&mut self.g, times, &table, rows, false);
         take(&mut self.g, x);
+        let picture = f32s(&mut self.g, [1, 8, 8, 4]);
+        levels(&mut self.g, picture);
         // The VAE's: f32 for products of f16.
         if self.g.dtype == DType::F32 && self.weights == DType::F16 {
             self.g.operands = DType::F16;

@@ -18,6 +18,7 @@ mod fma;
 mod group_norm;
 mod guidance;
 mod layer_norm;
+mod levels;
 mod lincomb;
 mod mass;
 mod matmul;
