@@ -16,11 +16,11 @@ static OUTPUT: Source =
 /// Where tiles lie.
 pub(crate) static TILES: Source = source!("lib/winograd.wgsl");
 
-/// What convolutions after norms run in: none in tiles, each in what should be fastest, all in tiles of 2x2, all in tiles of two pixels. That is not timed on a card yet: it is
-/// taken only where it is asked for, by name.
+/// What convolutions after norms run in: each in what should be fastest, none in tiles, all in tiles of 2x2, all in tiles of two pixels. Transformed weights take
+/// twice the memory of others, and what a device that does not tell has to spare nobody knows.
 pub static VARIANTS: &[Row] = &[
+    ("estimated", |caps| !caps.is_cpu() && caps.memory.is_some()),
     ("none", |_| true),
-    ("estimated", |caps| !caps.is_cpu()),
     ("f2x2", |caps| !caps.is_cpu()),
     ("f2", |caps| !caps.is_cpu()),
 ];
@@ -114,10 +114,13 @@ pub fn fold(g: &mut Graph, layer: &Conv, size: [u32; 2]) -> Option<Transformed> 
     }
     // A sum of f16 weights is no f16: where all else is f32 it stays exact.
     let dtype = if g.operands == DType::F32 { DType::F32 } else { layer.weight.dtype };
+    // Who names a kernel of convolutions wants to see that.
+    let wanted = || g.forced_variant("conv2d").is_none() && (VARIANTS[0].1)(g.caps());
     let tiles = match g.forced_variant("winograd") {
         Some("f2x2") => Tiles::Square,
         Some("f2") => Tiles::Pair,
         Some("estimated") => fastest(g, size, [c, n], dtype)?,
+        None if wanted() => fastest(g, size, [c, n], dtype)?,
         _ => return None,
     };
     if !(tiles.cover(size) && room(g, tiles, [1, size[0], size[1]], [c, n])) {
@@ -276,6 +279,23 @@ mod tests {
     use super::*;
     use crate::gpu::Gpu;
     use crate::gpu::noop::NoopProfile;
+
+    /// Where a device does not tell its memory, or a kernel is named, only by name.
+    #[test]
+    fn weights_are_transformed_where_there_is_memory() {
+        let folded = |profile: &NoopProfile| {
+            let gpu = block_on(Gpu::noop(profile)).expect("noop");
+            let buffer = block_on(gpu.storage("weight", 9 * 640 * 640 * 2)).expect("a buffer");
+            let weight = Param { buffer, dims: [1, 1, 9 * 640, 640], dtype: DType::F16 };
+            fold(&mut Graph::new(&gpu, DType::F16), &Conv { weight, bias: None, kernel: 3 }, [32; 2]).is_some()
+        };
+        let h200 = NoopProfile { memory: Some(1 << 37), ..NoopProfile::H200 };
+        let silent = NoopProfile { memory: None, ..h200 };
+        assert!(folded(&h200) && !folded(&silent));
+        assert!(folded(&NoopProfile { variants: &[("winograd", "estimated")], ..silent }));
+        assert!(!folded(&NoopProfile { variants: &[("conv2d", "coop")], ..h200 }));
+        assert!(!folded(&NoopProfile { variants: &[("winograd", "none")], ..h200 }));
+    }
 
     /// By estimate, as measured on an H200 (benches/NOTES.md).
     #[test]
