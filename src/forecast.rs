@@ -99,6 +99,18 @@ impl Pipeline {
         )
     }
 
+    /// Were the kernels of such a picture tuned last?
+    pub(crate) fn was_tuned(&self, request: &Request, job: &Job) -> Result<bool> {
+        let kind = self.kind(request, job, self.count_tokens(request, job)?);
+        Ok(lock(&self.tuned).as_ref() == Some(&kind))
+    }
+
+    /// They were.
+    pub(crate) fn keep_tuned(&self, request: &Request, job: &Job) -> Result<()> {
+        *lock(&self.tuned) = Some(self.kind(request, job, self.count_tokens(request, job)?));
+        Ok(())
+    }
+
     /// What a loop and a decoder wait for ([`Forecast::keeps`]).
     pub(crate) fn kept_key(&self, request: &Request, job: &Job, forecast: &Forecast) -> String {
         format!("{} {}", self.kind(request, job, forecast.tokens), forecast.frugal)

@@ -56,6 +56,8 @@ pub struct Pipeline {
     pub(crate) bytes: ModelBytes,
     /// The last forecast, and what it was for.
     pub(crate) foreseen: Mutex<Option<(String, Forecast)>>,
+    /// Of which pictures the kernels were tuned last.
+    pub(crate) tuned: Mutex<Option<String>>,
 }
 
 impl Pipeline {
@@ -68,10 +70,23 @@ impl Pipeline {
         let (planned, bytes) = Networks::make(gpu, &model, dtype, Mode::Plan).await?;
         let (schedule, prediction) = model.schedule();
         let (gpu, embeddings) = (gpu.clone(), Embeddings::none());
-        let (resident, foreseen) = Default::default();
+        let (resident, foreseen, tuned) = Default::default();
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Pipeline { gpu, model, embeddings, schedule, prediction, dtype, planned, resident, id, bytes, foreseen })
+        Ok(Pipeline {
+            gpu,
+            model,
+            embeddings,
+            schedule,
+            prediction,
+            dtype,
+            planned,
+            resident,
+            id,
+            bytes,
+            foreseen,
+            tuned,
+        })
     }
 
     /// Load a model onto a device; with `lowmem`, only plan it.
@@ -120,8 +135,10 @@ impl Pipeline {
     ) -> Result<Generated> {
         let begin = Instant::now();
         let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
-        let request = self.whole(request)?;
+        let mut request = self.whole(request)?;
         let mut job = self.job(&request)?;
+        // Once for all pictures of a kind: those after it need not be made in a way that leaves room for trials.
+        request.autotune = request.autotune && !self.was_tuned(&request, &job)?;
         let forecast = self.forecast(&request, &job, true).await?;
         job.frugal = forecast.frugal;
         let key = self.kept_key(&request, &job, &forecast);
@@ -233,6 +250,9 @@ impl Pipeline {
         if let (Some(sampling), Some(early)) = (kept, early) {
             let bytes = sampling.bytes() + early.bytes();
             self.gpu.set_aside(key, Box::new(Kept { sampling, early }), bytes);
+        }
+        if request.autotune {
+            self.keep_tuned(&request, &job)?;
         }
         let mut warnings = self.model.warnings.clone();
         warnings.extend(self.gpu.save_pipelines().err().map(|e| e.to_string()));

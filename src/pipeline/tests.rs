@@ -118,3 +118,31 @@ fn a_kept_loop_ends_in_the_same_latents() {
     block_on(kept.again(&unet, pipeline.dtype, &second.1, &second.2)).expect("again");
     assert_eq!(latents(&mut kept, &second), expected);
 }
+
+/// Kernels are tuned with the first picture of a kind; the others are made as fast as without.
+#[test]
+fn pictures_after_tuning_are_like_others() {
+    let gpu = block_on(Gpu::noop(&NoopProfile { memory: Some(8 << 30), ..NoopProfile::H200 })).expect("noop");
+    let pipeline = pipeline(&gpu);
+    let tuned = with(|r| r.autotune = true);
+    let mut trials = 0;
+    let mut run = |request: &Request| {
+        let mut observe = |progress| {
+            trials += u32::from(matches!(progress, Progress::Tuned { .. }));
+            ControlFlow::Continue(())
+        };
+        let made = block_on(pipeline.generate(request, &mut observe)).expect("a run");
+        (std::mem::take(&mut trials) > 0, made.request.autotune)
+    };
+    let waits = || {
+        let (request, job, _) = job_of(&pipeline, &small());
+        let forecast = block_on(pipeline.forecast(&request, &job, false)).expect("it fits");
+        gpu.take::<Kept>(&pipeline.kept_key(&request, &job, &forecast)).is_some()
+    };
+    assert_eq!(run(&tuned), (true, true));
+    assert!(!waits());
+    assert_eq!(run(&tuned), (false, false));
+    assert!(waits(), "its loop waits for the next, as others do");
+    let (another, _) = run(&with(|r| (r.autotune, r.width) = (true, Some(128))));
+    assert!(another, "another kind is tuned, too");
+}
