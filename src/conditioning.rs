@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::gpu::profile::Profile;
 use crate::gpu::{DType, Gpu, Graph};
 use crate::model::clip::{Clip, Read, Row};
-use crate::pipeline::run_once;
+use crate::pipeline::submit_once;
 use crate::text::{Chunk, Embeddings, Style, Token, Tokenizer, chunks};
 
 /// What prompts became.
@@ -185,7 +185,7 @@ async fn run(
             Some(buffer)
         }
     };
-    run_once(gpu, g, &Step::default(), profile).await?;
+    submit_once(gpu, g, &Step::default(), profile).await?;
     let len = embedded.len();
     let hidden: Vec<f32> = out.read(len).await?;
     let last = match (last, read.last) {
