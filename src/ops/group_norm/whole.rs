@@ -85,11 +85,10 @@ pub(super) fn one_chunk(d: &Whole) -> (u32, u32) {
     let most = d.threads.min(if d.tiled > 2 { MOST_THREADS / 4 * 3 } else { MOST_THREADS });
     let each = |threads: u32| d.each(threads / d.span4);
     if d.ends {
-        // As many as have something to do at once: each has many shares to wait for.
+        // As many as have something to do at once: each has many shares to wait for. At least one for each channel, and for each part of groups of three.
         let units = d.pixels / d.tiled;
         let lines = units.div_ceil(units.div_ceil(most / d.span4));
-        let groups = 4 * d.span4 / d.group;
-        let threads = (lines * d.span4).max(lines.min(32) * groups).max(64).next_multiple_of(32);
+        let threads = (lines.max(4) * d.span4).max(128).next_multiple_of(32).min(most);
         return (threads, each(threads));
     }
     let mut threads = THREADS;
@@ -156,5 +155,45 @@ pub(super) fn span4(group: u32) -> u32 {
         0 => group / 4,
         2 => group / 2,
         _ => group,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What kernels/group_norm/workgroup.wgsl counts on: a workgroup has all pixels, a place for every channel's first pixel, and a thread for every part of its groups.
+    #[test]
+    fn workgroups_have_all_pixels_and_enough_threads() {
+        for (group, tiled, ends) in (3..=64).flat_map(|g| [(g, 1, false), (g, 1, true), (g, 2, true), (g, 4, true)]) {
+            for (pixels, threads) in
+                [4, 8, 12, 60, 64, 100, 256, 1024].into_iter().flat_map(|p| [256, 512, 1024].map(|t| (p, t)))
+            {
+                let span4 = span4(group);
+                let d = Whole {
+                    batch: 1,
+                    pixels,
+                    wide: pixels / 2,
+                    c4: 8 * span4,
+                    group,
+                    span4,
+                    own: true,
+                    threads,
+                    ends,
+                    tiled,
+                    to_tiles: 0,
+                    bytes: 8,
+                    memory: 48 << 10,
+                };
+                if !d.spans() {
+                    continue;
+                }
+                let (found, each) = one_chunk(&d);
+                let lines = found / span4;
+                let parts = lines.min(32) * (4 * span4 / group);
+                assert!(found <= threads && 4 * span4 <= found && parts <= found, "{d:?}: {found}");
+                assert!(lines * (each / tiled) >= pixels / tiled, "{d:?}: {each} pixels each of {found} threads");
+            }
+        }
     }
 }
