@@ -1,5 +1,8 @@
 //! One op of the benchmark on the device: its inputs by formula, so that any of its results can be computed again on the host in f64.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use super::shapes::Case;
 use crate::denoiser::Step;
 use crate::error::Result;
@@ -7,9 +10,10 @@ use crate::gpu::run::Steps;
 use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
 use crate::ops::attention::{Attention, attention};
 use crate::ops::conv2d::{Taps, conv2d, doubled, fold};
-use crate::ops::group_norm::group_norm;
+use crate::ops::group_norm::{group_norm, group_norm_to_tiles};
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::matmul;
+use crate::ops::winograd::{self, winograd};
 use crate::ops::{Activation, Conv, Epilogue, Linear, Norm, Param};
 use crate::pipeline::run_once;
 
@@ -83,6 +87,8 @@ pub struct Op {
     pub variants: Vec<&'static str>,
     /// Kernel launches.
     pub dispatches: usize,
+    /// Of an image's groups: mean, 1 / deviation. Once known, for all results that are checked.
+    statistics: RefCell<BTreeMap<usize, Vec<[f64; 2]>>>,
 }
 
 const EPS: f32 = 1e-5;
@@ -122,6 +128,7 @@ impl Op {
             b,
             variants,
             dispatches,
+            statistics: RefCell::default(),
         })
     }
 
@@ -153,12 +160,34 @@ impl Op {
                 let first = input(g, source, [batch, h, width, c]).await?;
                 let second = if c2 > 0 { Some(input(g, y, [batch, h, width, c2]).await?) } else { None };
                 match (double, stride) {
-                    (true, _) => match folded(gpu, g, &layer, batch * h * width).await? {
-                        Some(folded) => doubled(g, first, &layer, folded, Epilogue::default()),
-                        None => conv2d(g, first, None, &layer, Taps::resized([2 * h, 2 * width]), Epilogue::default()),
-                    },
+                    (true, _) => {
+                        match folded(gpu, g, |g| fold(g, &layer, batch * h * width), |weight| *weight).await? {
+                            Some((_, folded)) => doubled(g, first, &layer, folded, Epilogue::default()),
+                            None => {
+                                conv2d(g, first, None, &layer, Taps::resized([2 * h, 2 * width]), Epilogue::default())
+                            }
+                        }
+                    }
                     (_, 2) => conv2d(g, first, None, &layer, Taps::half(), Epilogue::default()),
                     _ => conv2d(g, first, second, &layer, Taps::same(kernel), Epilogue::default()),
+                }
+            }
+            Case::Normed { h, w: width, c, n } => {
+                let weight = w.param(gpu, [1, 1, 9 * c, n]).await?;
+                let layer = Conv { weight, bias: Some(b.param(gpu, [1, 1, 1, n]).await?), kernel: 3 };
+                let [gamma, beta] = [b.param(gpu, [1, 1, 1, c]).await?, b.param(gpu, [1, 1, 1, c]).await?];
+                let norm = Norm { gamma, beta, eps: EPS };
+                let size = [batch, h, width];
+                let x = input(g, x, [batch, h, width, c]).await?;
+                let tiles = folded(gpu, g, |g| winograd::fold(g, &layer, [h, width]), |tiles| tiles.weight).await?;
+                let tiles = tiles.map(|(tiles, weight)| tiles.map(|_| weight));
+                if let Some(tiles) = tiles.filter(|tiles| winograd::fits(g, size, tiles))
+                    && let Some(normed) = group_norm_to_tiles(g, x, None, &norm, GROUPS, tiles.tiles)
+                {
+                    winograd(g, normed, size, (tiles, layer.bias.as_ref()), Epilogue::default())
+                } else {
+                    let normed = group_norm(g, x, None, &norm, GROUPS, true);
+                    conv2d(g, normed, None, &layer, Taps::same(3), Epilogue::default())
                 }
             }
             Case::Attention { tokens, heads, d, own: true, .. } => {
@@ -238,6 +267,7 @@ impl Op {
                 if geglu { product(value) * gelu(product(value + 4)) } else { product(column) }
             }
             Case::Conv { .. } => self.expected_conv(row, column),
+            Case::Normed { .. } => self.expected_normed(row, column),
             Case::Attention { tokens, keys, heads, d, own } => {
                 let [tokens, keys, width, d] = [tokens, keys, heads * d, d].map(|n| n as usize);
                 let (image, head) = (row / tokens, column / d * d);
@@ -308,6 +338,42 @@ impl Op {
         sum
     }
 
+    fn expected_normed(&self, row: usize, column: usize) -> f64 {
+        let Case::Normed { h, w, c, n } = self.case else {
+            unreachable!("a norm and a convolution's result of {:?}", self.case)
+        };
+        let [h, w, c, n, groups] = [h, w, c, n, GROUPS].map(|n| n as usize);
+        let (image, line, place) = (row / (h * w), row / w % h, row % w);
+        let mut known = self.statistics.borrow_mut();
+        let statistics = known.entry(image).or_insert_with(|| {
+            let sum = |group: usize, of: &dyn Fn(f64) -> f64| {
+                let own = group * (c / groups)..(group + 1) * (c / groups);
+                let pixels = image * h * w..(image + 1) * h * w;
+                pixels.map(|pixel| own.clone().map(|ch| of(self.x.at(pixel * c + ch))).sum::<f64>()).sum::<f64>()
+                    / (h * w * c / groups) as f64
+            };
+            let of_group = |group| {
+                let mean = sum(group, &|value| value);
+                [mean, 1.0 / (sum(group, &|value| (value - mean).powi(2)) + f64::from(EPS)).sqrt()]
+            };
+            (0..groups).map(of_group).collect()
+        });
+        let mut sum = self.b.at(column);
+        for tap in 0..9 {
+            let (iy, ix) = ((line + tap / 3).wrapping_sub(1), (place + tap % 3).wrapping_sub(1));
+            if iy >= h || ix >= w {
+                continue;
+            }
+            for ch in 0..c {
+                let [mean, scale] = statistics[ch / (c / groups)];
+                let value = self.x.at(((image * h + iy) * w + ix) * c + ch);
+                let normed = (value - mean) * scale * self.b.at(ch) + self.b.at(ch);
+                sum += normed / (1.0 + (-normed).exp()) * self.w.at((tap * c + ch) * n + column);
+            }
+        }
+        sum
+    }
+
     /// Bytes of inputs and outputs, each once.
     pub fn bytes(&self) -> f64 {
         let [moved, weights] = self.case.elements(self.batch);
@@ -328,6 +394,7 @@ fn depth(case: &Case) -> u32 {
     match *case {
         Case::Linear { k, .. } => k,
         Case::Conv { c, c2, kernel, .. } => kernel * kernel * (c + c2),
+        Case::Normed { c, .. } => 9 * c,
         _ => 1,
     }
 }
@@ -350,20 +417,28 @@ fn gelu(x: f64) -> f64 {
     x * 0.5 * (1.0 + erf.copysign(x))
 }
 
-/// A doubling's weights, computed once.
-async fn folded(gpu: &Gpu, g: &mut Graph, layer: &Conv, pixels: u32) -> Result<Option<Tensor>> {
+/// What `fold` makes of weights, if anything, computed once; and its tensor as it is bound in `g`.
+async fn folded<T>(
+    gpu: &Gpu,
+    g: &mut Graph,
+    fold: impl FnOnce(&mut Graph) -> Option<T>,
+    of: impl FnOnce(&T) -> Tensor,
+) -> Result<Option<(T, Tensor)>> {
     let mut before = Graph::new(gpu, g.dtype);
     before.operands = g.operands;
-    let Some(weights) = fold(&mut before, layer, pixels) else { return Ok(None) };
+    let Some(made) = fold(&mut before) else { return Ok(None) };
+    let weights = of(&made);
     let buffer = gpu.storage("folded weights", weights.bytes()).await?;
     before.keep(weights, &buffer);
     run_once(gpu, before, &Step::default(), None).await?;
-    Ok(Some(g.bind("folded weights", &buffer, weights.dims, weights.dtype)))
+    let bound = g.bind("folded weights", &buffer, weights.dims, weights.dtype);
+    Ok(Some((made, bound)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::GpuOptions;
     use pollster::block_on;
 
     /// Every kind of op is right where it is right, and wrong where its input is another than the definition's.
@@ -379,12 +454,20 @@ mod tests {
             Case::Attention { tokens: 12, keys: 7, heads: 2, d: 40, own: false },
             Case::GroupNorm { pixels: 30, c: 64, c2: 32, silu: true },
             Case::LayerNorm { tokens: 7, c: 96 },
+            Case::Normed { h: 6, w: 4, c: 64, n: 32 },
         ];
-        for case in cases {
-            let mut op = block_on(Op::new(&gpu, case, 2, Types::of(&gpu, false))).expect("ready");
+        let named = [("winograd", "f2x2"), ("conv2d", "tile"), ("group_norm", "chunks")];
+        let variants = named.map(|(op, name)| (op.to_owned(), name.to_owned())).into_iter().collect();
+        let in_tiles = GpuOptions { variants, ..Default::default() };
+        let in_tiles = block_on(Gpu::open(&in_tiles)).expect("a GPU or a software device");
+        let normed = Case::Normed { h: 6, w: 4, c: 64, n: 32 };
+        for (gpu, case) in cases.map(|case| (&gpu, case)).into_iter().chain([(&in_tiles, normed)]) {
+            let mut op = block_on(Op::new(gpu, case, 2, Types::of(gpu, false))).expect("ready");
+            assert!(!std::ptr::eq(gpu, &in_tiles) || op.variants.contains(&"reduce"), "{:?}", op.variants);
             let [error, most] = block_on(op.error(64)).expect("run");
             assert!(error <= most, "{}: {error:.1e}", case.name());
             op.x.seed = 7;
+            op.statistics.take();
             let [error, most] = block_on(op.error(64)).expect("run");
             assert!(error > 100.0 * most, "{}: {error:.1e} with another input", case.name());
         }

@@ -36,6 +36,18 @@ pub enum Case {
         /// After doubling by nearest neighbour.
         doubled: bool,
     },
+    /// Group norm, SiLU and a 3x3 convolution of [h, w, c] to n channels, as residual blocks run them: in Winograd's tiles where those should be
+    /// faster.
+    Normed {
+        /// Height.
+        h: u32,
+        /// Width.
+        w: u32,
+        /// Channels.
+        c: u32,
+        /// Channels of the output.
+        n: u32,
+    },
     /// Attention of `tokens` to `keys`.
     Attention {
         /// Queries.
@@ -70,7 +82,7 @@ pub enum Case {
 }
 
 impl Case {
-    /// Floating-point operations for one image, as the definition has them: a doubling's convolution counts all nine taps.
+    /// Floating-point operations for one image, as the definition has them: a convolution counts all nine taps, and nothing of the norm before it.
     pub fn flops(&self) -> u64 {
         let product = |factors: &[u32]| factors.iter().map(|&f| u64::from(f)).product::<u64>();
         match *self {
@@ -79,6 +91,7 @@ impl Case {
                 let [h, w] = [h, w].map(|s| if doubled { 2 * s } else { s.div_ceil(stride) });
                 2 * product(&[h, w, n, kernel * kernel, c + c2])
             }
+            Case::Normed { h, w, c, n } => 18 * product(&[h, w, c, n]),
             Case::Attention { tokens, keys, heads, d, .. } => 4 * product(&[tokens, keys, heads, d]),
             Case::GroupNorm { pixels, c, c2, .. } => 5 * product(&[pixels, c + c2]),
             Case::LayerNorm { tokens, c } => 7 * product(&[tokens, c]),
@@ -97,6 +110,7 @@ impl Case {
                 let moved = product(&[batch, h, w, c + c2]) + product(&[batch, oh, ow, n]);
                 [moved, product(&[kernel * kernel, c + c2, n])]
             }
+            Case::Normed { h, w, c, n } => [product(&[batch, h, w, c + n]), product(&[9, c, n])],
             Case::Attention { tokens, keys, heads, d, .. } => {
                 [2 * product(&[batch, tokens, heads, d]) + 2 * product(&[batch, keys, heads, d]), 0]
             }
@@ -118,6 +132,7 @@ impl Case {
                 };
                 format!("conv {kernel}x{kernel}{how} {from}->{n} at {h}x{w}")
             }
+            Case::Normed { h, w, c, n } => format!("norm silu conv 3x3 {c}->{n} at {h}x{w}"),
             Case::Attention { tokens, keys, heads, d, .. } => format!("attention {tokens} to {keys}, {heads}x{d}"),
             Case::GroupNorm { pixels, c, c2, silu } => {
                 format!("group norm{} {}x{pixels}", if silu { " silu" } else { "" }, c + c2)
@@ -191,6 +206,10 @@ impl Walk {
         self.conv(size, [c + c2, 0], n, 3);
         self.add(Case::GroupNorm { pixels, c: n, c2: 0, silu: true });
         self.conv(size, [n, 0], n, 3);
+        // Both once more, as they run together.
+        for c in [c + c2, n] {
+            self.add(Case::Normed { h: size[0], w: size[1], c, n });
+        }
         if c + c2 != n {
             self.conv(size, [c, c2], n, 1);
         }
@@ -313,7 +332,9 @@ mod tests {
     fn a_forward_has_the_flops_that_others_count() {
         let expected = [("sd15", 0.803e12), ("sdxl", 6.76e12), ("vae", 2.515e12)];
         for (network, (name, flops)) in networks().iter().zip(expected) {
-            let heavy = |case: &Case| !matches!(case, Case::GroupNorm { .. } | Case::LayerNorm { .. });
+            let other =
+                |case: &Case| matches!(case, Case::GroupNorm { .. } | Case::LayerNorm { .. } | Case::Normed { .. });
+            let heavy = |case: &Case| !other(case);
             let cases = network.cases.iter().filter(|(case, _)| heavy(case));
             let sum: u64 = cases.map(|(case, count)| case.flops() * u64::from(*count)).sum();
             assert_eq!(network.name, name);
