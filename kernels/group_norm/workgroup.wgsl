@@ -3,7 +3,7 @@
 // shares of a product, and this ends that product as well (lib/ended.wgsl). Where that was a convolution in Winograd's tiles, a thread's
 // pixels are such tiles (lib/ended_tile.wgsl); where the next is, their transforms are what is stored. Grid (spans, chunks, B).
 alias elem4 = vec4<f32>;
-alias share4 = vec4<f32>;
+alias share4 = vec4<f32>;       // halves, where they are products of tiles
 alias residual4 = vec4<f32>;
 alias out4 = vec4<f32>;
 const TWO_SOURCES: bool = false;

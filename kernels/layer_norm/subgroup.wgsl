@@ -7,7 +7,6 @@ const PER: u32 = 3u;            // loads of a lane
 const THREADS: u32 = 128u;
 const ROWS: u32 = THREADS / SPAN;
 const SPLITS: u32 = 0u;
-alias share4 = vec4<f32>;
 alias residual4 = vec4<f32>;
 
 //: if SPLITS < 1
@@ -22,7 +21,7 @@ struct Dims { rows: u32, c4: u32, eps: f32 }
 //: if 0 < SPLITS
 struct Dims { rows: u32, c4: u32, eps: f32, n4: u32, rows_per_bias: u32, bias_stride4: u32, bias_offset4: u32 }
 
-@group(0) @binding(0) var<storage, read> shares: array<share4>;      // [SPLITS, rows, c4]
+@group(0) @binding(0) var<storage, read> shares: array<vec4<f32>>;      // [SPLITS, rows, c4]
 @group(0) @binding(1) var<storage, read> bias: array<vec4<f32>>;        // [.., c4]
 @group(0) @binding(2) var<storage, read> residual: array<residual4>;    // [rows, c4]
 @group(0) @binding(3) var<storage, read> gamma: array<vec4<f32>>;       // [c4]

@@ -1,7 +1,6 @@
 // The sums of several workgroups' shares of a product, in order, and the epilogue: the second half of the coop variants of
 // matmul and conv2d where a product has too few tiles to fill a GPU. One thread for one row and four columns, or the eight
 // that make four. Where sums of the rows are kept for a norm (lib/row_sums.wgsl), a workgroup's threads are of one row.
-alias share4 = vec4<f32>;
 alias residual4 = vec4<f16>;
 alias out4 = vec4<f16>;
 const SPLITS: u32 = 2u;
@@ -16,7 +15,7 @@ struct Dims {
     //: end
 }
 
-@group(0) @binding(0) var<storage, read> shares: array<share4>;  // [SPLITS, M, N/4]
+@group(0) @binding(0) var<storage, read> shares: array<vec4<f32>>;  // [SPLITS, M, N/4]
 @group(0) @binding(1) var<storage, read> bias: array<vec4<f32>>;    // [.., N/4]
 @group(0) @binding(2) var<storage, read> residual: array<residual4>; // [M, N/4]
 //: if NORMED + SUMMED < 1
@@ -69,8 +68,8 @@ fn main(
     var second = vec4<f32>(0.0);
     for (var share = 0u; share < SPLITS; share++) {
         let at = (share * dims.m + row) * dims.n4 + n4;
-        first += vec4<f32>(shares[at]);
-        if (PAIRED == 1u) { second += vec4<f32>(shares[at + PAIRED]); }
+        first += shares[at];
+        if (PAIRED == 1u) { second += shares[at + PAIRED]; }
     }
     //: if SUMMED < 1
     if (PAIRED == 1u) {

@@ -8,12 +8,13 @@ use crate::denoiser::Step;
 use crate::error::Result;
 use crate::gpu::run::Steps;
 use crate::gpu::{Buffer, DType, Gpu, Graph, Program, Tensor};
+use crate::model::blocks::convolved;
 use crate::ops::attention::{Attention, attention};
 use crate::ops::conv2d::{Taps, conv2d, doubled, fold};
-use crate::ops::group_norm::{group_norm, group_norm_to_tiles};
+use crate::ops::group_norm::group_norm;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::matmul;
-use crate::ops::winograd::{self, winograd};
+use crate::ops::winograd;
 use crate::ops::{Activation, Conv, Epilogue, Linear, Norm, Param};
 use crate::pipeline::run_once;
 
@@ -87,8 +88,8 @@ pub struct Op {
     pub variants: Vec<&'static str>,
     /// Kernel launches.
     pub dispatches: usize,
-    /// Of an image's groups: mean, 1 / deviation. Once known, for all results that are checked.
-    statistics: RefCell<BTreeMap<usize, Vec<[f64; 2]>>>,
+    /// Of an image's group: mean, 1 / deviation. Once known, for all results that are checked.
+    statistics: RefCell<BTreeMap<(usize, usize), [f64; 2]>>,
 }
 
 const EPS: f32 = 1e-5;
@@ -177,18 +178,10 @@ impl Op {
                 let layer = Conv { weight, bias: Some(b.param(gpu, [1, 1, 1, n]).await?), kernel: 3 };
                 let [gamma, beta] = [b.param(gpu, [1, 1, 1, c]).await?, b.param(gpu, [1, 1, 1, c]).await?];
                 let norm = Norm { gamma, beta, eps: EPS };
-                let size = [batch, h, width];
                 let x = input(g, x, [batch, h, width, c]).await?;
                 let tiles = folded(gpu, g, |g| winograd::fold(g, &layer, [h, width]), |tiles| tiles.weight).await?;
                 let tiles = tiles.map(|(tiles, weight)| tiles.map(|_| weight));
-                if let Some(tiles) = tiles.filter(|tiles| winograd::fits(g, size, tiles))
-                    && let Some(normed) = group_norm_to_tiles(g, x, None, &norm, GROUPS, tiles.tiles)
-                {
-                    winograd(g, normed, size, (tiles, layer.bias.as_ref()), Epilogue::default())
-                } else {
-                    let normed = group_norm(g, x, None, &norm, GROUPS, true);
-                    conv2d(g, normed, None, &layer, Taps::same(3), Epilogue::default())
-                }
+                convolved(g, (x, None), GROUPS, (&norm, &layer, tiles), |_| Epilogue::default())
             }
             Case::Attention { tokens, heads, d, own: true, .. } => {
                 let qkv = input(g, x, [batch, 1, tokens, 3 * heads * d]).await?;
@@ -266,8 +259,21 @@ impl Op {
                 let value = column / 4 * 8 + column % 4;
                 if geglu { product(value) * gelu(product(value + 4)) } else { product(column) }
             }
-            Case::Conv { .. } => self.expected_conv(row, column),
-            Case::Normed { .. } => self.expected_normed(row, column),
+            Case::Conv { c, c2, .. } => {
+                self.expected_conv(self.case, [row, column], &|pixel, ch| match ch.checked_sub(c as usize) {
+                    None => self.operand(pixel * c as usize + ch),
+                    Some(other) => self.y.at(pixel * c2 as usize + other),
+                })
+            }
+            Case::Normed { h, w, c, n } => {
+                let conv = Case::Conv { h, w, c, c2: 0, n, kernel: 3, stride: 1, doubled: false };
+                let size = [h * w, c].map(|n| n as usize);
+                let value = |pixel: usize, ch: usize| self.x.at(pixel * size[1] + ch);
+                self.expected_conv(conv, [row, column], &|pixel, ch| {
+                    let normed = self.group_normed(size, [pixel, ch], &value);
+                    normed / (1.0 + (-normed).exp())
+                })
+            }
             Case::Attention { tokens, keys, heads, d, own } => {
                 let [tokens, keys, width, d] = [tokens, keys, heads * d, d].map(|n| n as usize);
                 let (image, head) = (row / tokens, column / d * d);
@@ -283,17 +289,12 @@ impl Op {
                 weights.iter().enumerate().map(|(j, weight)| weight / sum * key(j, width + column)).sum()
             }
             Case::GroupNorm { pixels, c, silu, .. } => {
-                let (pixels, group) = (pixels as usize, channels / GROUPS as usize);
-                let (image, first) = (row / pixels, column / group * group);
-                let value = |pixel: usize, ch: usize| match ch.checked_sub(c as usize) {
-                    None => self.x.at(pixel * c as usize + ch),
-                    Some(other) => self.y.at(pixel * (channels - c as usize) + other),
+                let (pixels, c) = (pixels as usize, c as usize);
+                let value = |pixel: usize, ch: usize| match ch.checked_sub(c) {
+                    None => self.x.at(pixel * c + ch),
+                    Some(other) => self.y.at(pixel * (channels - c) + other),
                 };
-                let mut values = Vec::with_capacity(pixels * group);
-                for p in image * pixels..(image + 1) * pixels {
-                    values.extend((first..first + group).map(|ch| value(p, ch)));
-                }
-                let normed = self.normed(&values, value(row, column), column);
+                let normed = self.group_normed([pixels, channels], [row, column], &value);
                 if silu { normed / (1.0 + (-normed).exp()) } else { normed }
             }
             Case::LayerNorm { .. } => {
@@ -314,11 +315,35 @@ impl Op {
         (value - mean) / (variance + f64::from(EPS)).sqrt() * self.b.at(channel) + self.b.at(channel)
     }
 
-    fn expected_conv(&self, row: usize, column: usize) -> f64 {
-        let Case::Conv { h, w, c, c2, n, kernel, stride, doubled } = self.case else {
-            unreachable!("a convolution's result of {:?}", self.case)
+    /// Group norm of one of the values [pixel, channel] of images of [pixels, channels].
+    fn group_normed(
+        &self,
+        [pixels, channels]: [usize; 2],
+        [pixel, channel]: [usize; 2],
+        value: &dyn Fn(usize, usize) -> f64,
+    ) -> f64 {
+        let width = channels / GROUPS as usize;
+        let (image, group) = (pixel / pixels, channel / width);
+        let mut known = self.statistics.borrow_mut();
+        let [mean, scale] = *known.entry((image, group)).or_insert_with(|| {
+            let average = |of: &dyn Fn(f64) -> f64| {
+                let all = image * pixels..(image + 1) * pixels;
+                let own = group * width..(group + 1) * width;
+                all.map(|pixel| own.clone().map(|ch| of(value(pixel, ch))).sum::<f64>()).sum::<f64>()
+                    / (pixels * width) as f64
+            };
+            let mean = average(&|value| value);
+            [mean, 1.0 / (average(&|value| (value - mean).powi(2)) + f64::from(EPS)).sqrt()]
+        });
+        (value(pixel, channel) - mean) * scale * self.b.at(channel) + self.b.at(channel)
+    }
+
+    /// The sum over the taps of `case`'s, of the values [pixel, channel] of its input.
+    fn expected_conv(&self, case: Case, [row, column]: [usize; 2], value: &dyn Fn(usize, usize) -> f64) -> f64 {
+        let Case::Conv { h, w, c, c2, n, kernel, stride, doubled } = case else {
+            unreachable!("a convolution's result of {case:?}")
         };
-        let [h, w, c, c2, n, kernel, stride] = [h, w, c, c2, n, kernel, stride].map(|n| n as usize);
+        let [h, w, depth, n, kernel, stride] = [h, w, c + c2, n, kernel, stride].map(|n| n as usize);
         let [out_h, out_w] = [self.dims[1] as usize, self.dims[2] as usize];
         let (image, line, place) = (row / (out_h * out_w), row / out_w % out_h, row % out_w);
         let scale = if doubled { 2 } else { 1 };
@@ -330,46 +355,7 @@ impl Op {
                 continue;
             }
             let pixel = (image * h + iy / scale) * w + ix / scale;
-            for ch in 0..c + c2 {
-                let value = if ch < c { self.operand(pixel * c + ch) } else { self.y.at(pixel * c2 + ch - c) };
-                sum += value * self.w.at((tap * (c + c2) + ch) * n + column);
-            }
-        }
-        sum
-    }
-
-    fn expected_normed(&self, row: usize, column: usize) -> f64 {
-        let Case::Normed { h, w, c, n } = self.case else {
-            unreachable!("a norm and a convolution's result of {:?}", self.case)
-        };
-        let [h, w, c, n, groups] = [h, w, c, n, GROUPS].map(|n| n as usize);
-        let (image, line, place) = (row / (h * w), row / w % h, row % w);
-        let mut known = self.statistics.borrow_mut();
-        let statistics = known.entry(image).or_insert_with(|| {
-            let sum = |group: usize, of: &dyn Fn(f64) -> f64| {
-                let own = group * (c / groups)..(group + 1) * (c / groups);
-                let pixels = image * h * w..(image + 1) * h * w;
-                pixels.map(|pixel| own.clone().map(|ch| of(self.x.at(pixel * c + ch))).sum::<f64>()).sum::<f64>()
-                    / (h * w * c / groups) as f64
-            };
-            let of_group = |group| {
-                let mean = sum(group, &|value| value);
-                [mean, 1.0 / (sum(group, &|value| (value - mean).powi(2)) + f64::from(EPS)).sqrt()]
-            };
-            (0..groups).map(of_group).collect()
-        });
-        let mut sum = self.b.at(column);
-        for tap in 0..9 {
-            let (iy, ix) = ((line + tap / 3).wrapping_sub(1), (place + tap % 3).wrapping_sub(1));
-            if iy >= h || ix >= w {
-                continue;
-            }
-            for ch in 0..c {
-                let [mean, scale] = statistics[ch / (c / groups)];
-                let value = self.x.at(((image * h + iy) * w + ix) * c + ch);
-                let normed = (value - mean) * scale * self.b.at(ch) + self.b.at(ch);
-                sum += normed / (1.0 + (-normed).exp()) * self.w.at((tap * c + ch) * n + column);
-            }
+            sum += (0..depth).map(|ch| value(pixel, ch) * self.w.at((tap * depth + ch) * n + column)).sum::<f64>();
         }
         sum
     }

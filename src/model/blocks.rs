@@ -89,33 +89,34 @@ impl Resnet {
             rows: x.rows() / time.tensor.rows(),
         });
         let plus_time = |_: &mut Graph| Epilogue { bias_rows, ..Default::default() };
-        let h = self.convolved(g, (x, skip), (&self.norm1, &self.conv1, folded[0]), plus_time);
+        let h = convolved(g, (x, skip), self.groups, (&self.norm1, &self.conv1, folded[0]), plus_time);
         let plus_shortcut = |g: &mut Graph| match &self.shortcut {
             Some(conv) => Epilogue::add(conv2d(g, x, skip, conv, Taps::same(1), Epilogue::default())),
             None => Epilogue::add(x),
         };
-        self.convolved(g, (h, None), (&self.norm2, &self.conv2, folded[1]), plus_shortcut)
+        convolved(g, (h, None), self.groups, (&self.norm2, &self.conv2, folded[1]), plus_shortcut)
     }
+}
 
-    /// Norm, SiLU, convolution, and what `epilogue` records and adds.
-    fn convolved(
-        &self,
-        g: &mut Graph,
-        (x, skip): (Tensor, Option<Tensor>),
-        (norm, conv, folded): (&Norm, &Conv, Option<Transformed>),
-        epilogue: impl FnOnce(&mut Graph) -> Epilogue,
-    ) -> Tensor {
-        let [batch, h, w, _] = x.dims;
-        if let Some(folded) = folded.filter(|folded| winograd::fits(g, [batch, h, w], folded))
-            && let Some(tiles) = group_norm_to_tiles(g, x, skip, norm, self.groups, folded.tiles)
-        {
-            let epilogue = epilogue(g);
-            return winograd(g, tiles, [batch, h, w], (folded, conv.bias.as_ref()), epilogue);
-        }
-        let h = group_norm(g, x, skip, norm, self.groups, true);
+/// Norm of x, and `skip` beside it, in `groups`, SiLU, 3x3 convolution in the tiles that its weights were `folded` for, if they were and there is room, and what `epilogue`
+/// records and adds: [B, H, W, C_out].
+pub fn convolved(
+    g: &mut Graph,
+    (x, skip): (Tensor, Option<Tensor>),
+    groups: u32,
+    (norm, conv, folded): (&Norm, &Conv, Option<Transformed>),
+    epilogue: impl FnOnce(&mut Graph) -> Epilogue,
+) -> Tensor {
+    let [batch, h, w, _] = x.dims;
+    if let Some(folded) = folded.filter(|folded| winograd::fits(g, [batch, h, w], folded))
+        && let Some(tiles) = group_norm_to_tiles(g, x, skip, norm, groups, folded.tiles)
+    {
         let epilogue = epilogue(g);
-        conv2d(g, h, None, conv, Taps::same(3), epilogue)
+        return winograd(g, tiles, [batch, h, w], (folded, conv.bias.as_ref()), epilogue);
     }
+    let h = group_norm(g, x, skip, norm, groups, true);
+    let epilogue = epilogue(g);
+    conv2d(g, h, None, conv, Taps::same(3), epilogue)
 }
 
 /// What one cross-attention knows of the prompts; computed once per prompt.

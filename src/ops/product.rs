@@ -262,7 +262,7 @@ fn record_as(g: &mut Graph, product: Product<'_>, apart: bool) -> Tensor {
     });
     let Some(shares) = shares.filter(|_| !apart) else { return result };
     let each = 1 + u32::from(epilogue.activation == Activation::Geglu);
-    let types = [("out4", vec4_of(result.dtype)), ("share4", vec4_of(shares.dtype)), ("SPLITS", Value::U32(splits))];
+    let types = [("out4", vec4_of(result.dtype)), ("SPLITS", Value::U32(splits))];
     g.push(Node {
         op,
         variant: REDUCED,
